@@ -1,0 +1,676 @@
+import {
+  bytesPerElement,
+  checkDType,
+  checkShape,
+  type DType,
+  encode,
+  FLOAT_DTYPES,
+  type FloatDType,
+  sizeOf,
+  storageArray,
+  type TypedArray,
+  type TypedArrays,
+} from "./dtype.js";
+import { ArgumentError, DeviceError, DTypeError, ShapeError, UnsupportedError } from "./errors.js";
+import { type CuSeqlens, type CuSeqlensInput, checkCuSeqlens, cuBlocks } from "./packed.js";
+import {
+  type AttentionOptions,
+  type AttentionProblem,
+  type CreateRoutingOptions,
+  checkAttention,
+  checkExtents,
+  checkFlag,
+  checkKeyConv,
+  checkOptions,
+  checkPacking,
+  checkPositiveInteger,
+  checkRoute,
+  checkTensor,
+  type KeyConvProblem,
+  type MobaOptions,
+  type RouteOptions,
+  type RouteProblem,
+  type WindowAttentionOptions,
+} from "./problem.js";
+import { checkRoutingIndices, Routing } from "./routing.js";
+import { disposeSymbol, isTensor, type Storage, StorageOwner, Tensor } from "./tensor.js";
+
+/** The operations of a backend, by the names that {@link Backend.supports} takes. */
+export type Operation =
+  | "attention"
+  | "windowAttention"
+  | "centroids"
+  | "route"
+  | "attend"
+  | "attendBackward"
+  | "keyConv"
+  | "keyConvBackward";
+
+/** Every operation, in the order of the class. */
+export const OPERATIONS: readonly Operation[] = [
+  "attention",
+  "windowAttention",
+  "centroids",
+  "route",
+  "attend",
+  "attendBackward",
+  "keyConv",
+  "keyConvBackward",
+];
+
+/** The result of an attention. */
+export interface AttentionResult {
+  /** Attention output, `[T, H, d]`, dtype of `q`. Rows without a key are zero. */
+  out: Tensor<FloatDType>;
+  /** Natural log-sum-exp of the scaled scores, float32 `[T, H]`. Rows without a key are −Infinity. */
+  lse: Tensor<"f32">;
+}
+
+/** The gradients of an attention. */
+export interface AttentionGradients {
+  /** `[T, H, d]`, dtype of `q`. */
+  dq: Tensor<FloatDType>;
+  /** `[Tk, Hkv, d]`, dtype of `k`. */
+  dk: Tensor<FloatDType>;
+  /** `[Tk, Hkv, d]`, dtype of `v`. */
+  dv: Tensor<FloatDType>;
+}
+
+/** What a backend's memory holds. */
+export interface MemoryReport {
+  /** Tensors made and not yet disposed. */
+  tensors: number;
+  /** Bytes of their storage. */
+  bytes: number;
+  /** The most bytes held at once so far. */
+  peakBytes: number;
+}
+
+/** Aids for finding mistakes; all off by default, since each costs time. */
+export interface DebugSettings {
+  /** Fill every output with NaN (floats) or −7 (integers) before the kernel runs, so that a gap shows. */
+  poisonOutputs: boolean;
+  /** Remember where each tensor was made, for the leak check's report. */
+  traceTensors: boolean;
+}
+
+/** A live tensor, as the leak check sees it. */
+export interface LiveTensor {
+  /** Shape, dtype and, with `debug.traceTensors`, the stack where it was made. */
+  readonly description: string;
+}
+
+/** What {@link Backend.centroids} hands to its kernel. */
+export interface CentroidsProblem {
+  readonly k: Tensor<FloatDType>;
+  readonly cuSeqlens: CuSeqlens;
+  readonly blockSize: number;
+}
+
+/** What {@link Backend.keyConvHistory} hands to its kernel. */
+export interface KeyConvHistoryProblem {
+  readonly k: Tensor<FloatDType>;
+  readonly width: number;
+  readonly cuSeqlens: CuSeqlens;
+  readonly history?: Tensor<FloatDType>;
+}
+
+/** What {@link Backend.attend} hands to its kernel. */
+export interface AttendProblem extends AttentionProblem {
+  readonly routing: Routing;
+}
+
+/** What {@link Backend.attendBackward} hands to its kernel. */
+export interface AttendBackwardProblem extends AttendProblem {
+  readonly dOut: Tensor<FloatDType>;
+  readonly out: Tensor<FloatDType>;
+  readonly lse: Tensor<"f32">;
+}
+
+/**
+ * A device that holds tensors and runs operations on them.
+ *
+ * The public methods check their arguments, make the outputs and hand a checked problem to a `run…` method, which a
+ * backend overrides for each operation that it implements; so all backends take and refuse the same input, with the
+ * same errors. Operations enqueue and return at once; only reading (`data()`) and `time` wait, and neither blocks
+ * the event loop on a device. An operation that throws has changed nothing and made no tensor.
+ *
+ * Common errors, not repeated below: {@link ArgumentError} for what is no tensor, is disposed or belongs to another
+ * backend, and for options out of range; {@link ShapeError}; {@link DTypeError}; {@link UnsupportedError} where
+ * {@link supports} says no; {@link DeviceError} when the backend is closed, its device is lost or memory runs out.
+ *
+ * Non-finite elements follow IEEE arithmetic in the rows that they touch and change no other row.
+ */
+export abstract class Backend {
+  /** A short name: `"cpu"`, `"webgpu"`, `"cuda"`. */
+  abstract readonly name: string;
+  /** The device in words, for reports. */
+  abstract readonly device: string;
+  /** Aids for finding mistakes. */
+  readonly debug: DebugSettings = { poisonOutputs: false, traceTensors: false };
+
+  #closed = false;
+  #bytes = 0;
+  #peakBytes = 0;
+  readonly #live = new Map<object, LiveTensor>();
+  readonly #tokens = new WeakMap<Tensor, object>();
+  readonly #scopes: Set<Tensor>[] = [];
+  /** The safety net: a tensor collected undisposed releases its storage. */
+  readonly #collected = new FinalizationRegistry<{ owner: StorageOwner; token: object }>(
+    ({ owner, token }) => {
+      this.#live.delete(token);
+      owner.release();
+    },
+  );
+
+  /** Whether an operation is implemented for a dtype of its main inputs. */
+  abstract supports(operation: Operation, dtype: DType): boolean;
+
+  // ---- memory ---------------------------------------------------------------------------------------------------
+
+  /** Memory for `byteLength` bytes (possibly 0). @throws DeviceError when there is none. */
+  protected abstract allocate(byteLength: number, dtype: DType): Storage;
+  /** Enqueues a copy of host data of the storage's size to the device. The data is not kept. */
+  protected abstract upload(storage: Storage, data: TypedArray): void;
+  /** The contents of a storage of this dtype, after all work enqueued so far. A fresh array. */
+  protected abstract download(storage: Storage, dtype: DType): Promise<TypedArray>;
+  /** Gives the device back. Called once. */
+  protected abstract close(): void;
+
+  /**
+   * Milliseconds of device time that the operations enqueued by `run` take, uploads included. Waits for them.
+   */
+  abstract time(run: () => void): Promise<number>;
+
+  /**
+   * A tensor of the given values, rounded to the dtype (nearest, ties to even). A `Uint16Array` given for `f16` or `bf16`
+   * is taken as raw bits.
+   * @param shape its product must be the length of `data`.
+   * @throws ArgumentError naming the element, when an integer dtype cannot hold it.
+   */
+  tensor<D extends DType = "f32">(data: ArrayLike<number>, shape: readonly number[], dtype?: D): Tensor<D> {
+    const type = (dtype ?? "f32") as D;
+    checkDType("dtype", type);
+    checkShape("shape", shape);
+    if (typeof data !== "object" || data === null || !Number.isInteger(data.length)) {
+      throw new ArgumentError("data", data, "an array of numbers");
+    }
+    if (data.length !== sizeOf(shape))
+      throw new ShapeError("shape", shape, `of ${data.length} elements, as data has`);
+    const raw = bytesPerElement(type) === 2 && data instanceof Uint16Array;
+    const stored = raw ? (data as unknown as TypedArrays[D]) : encode(data, type);
+    const tensor = this.empty(shape, type);
+    this.upload(tensor.storage, stored);
+    return tensor;
+  }
+
+  /** A tensor of zeros. */
+  zeros<D extends DType = "f32">(shape: readonly number[], dtype?: D): Tensor<D> {
+    const type = (dtype ?? "f32") as D;
+    checkDType("dtype", type);
+    checkShape("shape", shape);
+    const tensor = this.empty(shape, type);
+    this.upload(tensor.storage, storageArray(type, tensor.size));
+    return tensor;
+  }
+
+  /** What this backend's memory holds now. */
+  memory(): MemoryReport {
+    return { tensors: this.#live.size, bytes: this.#bytes, peakBytes: this.#peakBytes };
+  }
+
+  /** The tensors made and not yet disposed. */
+  liveTensors(): LiveTensor[] {
+    return [...this.#live.values()];
+  }
+
+  /**
+   * Runs `body` and disposes every tensor it made, except those in its result (a tensor, a routing, or arrays and
+   * plain objects of them). Scopes nest. When `body` throws, everything it made is disposed.
+   * @throws ArgumentError when `body` returns a promise: what runs later would be outside the scope.
+   */
+  scope<T>(body: () => T): T {
+    const made = new Set<Tensor>();
+    this.#scopes.push(made);
+    let result: T | undefined;
+    try {
+      result = body();
+      if (result instanceof Promise) {
+        result.catch(() => undefined); // it fails on disposed tensors, which says nothing new
+        throw new ArgumentError("body", result, "a function that returns no promise");
+      }
+      for (const kept of tensorsIn(result)) if (made.delete(kept)) this.#scopes.at(-2)?.add(kept);
+      return result;
+    } finally {
+      this.#scopes.pop();
+      for (const tensor of made) tensor.dispose();
+    }
+  }
+
+  /** Gives the device back. Tensors of a closed backend can only be disposed. */
+  dispose(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.close();
+  }
+
+  /** `using backend = …` closes at the end of the block. */
+  [disposeSymbol](): void {
+    this.dispose();
+  }
+
+  /** @internal See `Tensor.data`. */
+  async read<D extends DType>(tensor: Tensor<D>): Promise<TypedArrays[D]> {
+    this.#checkOpen();
+    return (await this.download(tensor.storage, tensor.dtype)) as TypedArrays[D];
+  }
+
+  /** @internal See `Tensor.reshape`. */
+  share<D extends DType>(tensor: Tensor<D>, shape: readonly number[]): Tensor<D> {
+    checkShape("shape", shape);
+    return this.#track(new Tensor(this, shape, tensor.dtype, tensor.owner));
+  }
+
+  /** @internal See `Tensor.dispose`. */
+  released(tensor: Tensor): void {
+    const token = this.#tokens.get(tensor);
+    if (token) this.#live.delete(token);
+    this.#collected.unregister(tensor);
+    for (const scope of this.#scopes) scope.delete(tensor);
+    tensor.owner.release();
+  }
+
+  /** An uninitialized tensor, for backends and their compositions. */
+  protected empty<D extends DType>(shape: readonly number[], dtype: D): Tensor<D> {
+    this.#checkOpen();
+    const storage = this.allocate(sizeOf(shape) * bytesPerElement(dtype), dtype);
+    this.#bytes += storage.byteLength;
+    this.#peakBytes = Math.max(this.#peakBytes, this.#bytes);
+    const owner = new StorageOwner(storage, ({ byteLength }) => {
+      this.#bytes -= byteLength;
+    });
+    return this.#track(new Tensor(this, shape, dtype, owner));
+  }
+
+  #track<D extends DType>(tensor: Tensor<D>): Tensor<D> {
+    const token = {};
+    const where = this.debug.traceTensors ? `\n${new Error("made here").stack}` : "";
+    this.#live.set(token, { description: `${tensor.dtype} [${tensor.shape.join(", ")}]${where}` });
+    this.#tokens.set(tensor, token);
+    this.#collected.register(tensor, { owner: tensor.owner, token }, tensor);
+    this.#scopes.at(-1)?.add(tensor);
+    return tensor;
+  }
+
+  #checkOpen(): void {
+    if (this.#closed) throw new DeviceError(this.name, "this backend is closed");
+  }
+
+  /** Makes the outputs, runs the kernel, and disposes the outputs when the kernel throws. */
+  #produce<R extends Record<string, Tensor>>(make: () => R, run: (outputs: R) => void): R {
+    return this.scope(() => {
+      const outputs = make();
+      if (this.debug.poisonOutputs) for (const output of Object.values(outputs)) this.#poison(output);
+      run(outputs);
+      return outputs;
+    });
+  }
+
+  #poison(output: Tensor): void {
+    const poison = storageArray(output.dtype, output.size);
+    // 0x7fff is a NaN in f16 and in bf16.
+    poison.fill(output.dtype === "f32" ? Number.NaN : bytesPerElement(output.dtype) === 2 ? 0x7fff : -7);
+    this.upload(output.storage, poison);
+  }
+
+  #checkSupport(operation: Operation, dtype: DType): void {
+    if (!this.supports(operation, dtype)) throw new UnsupportedError(operation, dtype, this.name);
+  }
+
+  #attentionOutputs({ tokens, heads, headDim, dtype }: AttentionProblem) {
+    return { out: this.empty([tokens, heads, headDim], dtype), lse: this.empty([tokens, heads], "f32") };
+  }
+
+  // ---- operations -----------------------------------------------------------------------------------------------
+
+  /**
+   * Dense softmax attention. For query `i` of a sequence with `Nq` queries and `Nk` keys, at position `t = i + Nk − Nq`:
+   * `out_i = Σ_j p_ij v_j`, `p_ij = exp(scale·q_i·k_j − lse_i)`, over all `j` (or `j ≤ t` when causal).
+   * @param q `[T, H, d]`, f32, f16 or bf16
+   * @param k `[Tk, Hkv, d]`, dtype of `q`; `Hkv` divides `H`
+   * @param v shape and dtype of `k`
+   */
+  attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions = {}): AttentionResult {
+    const problem = checkAttention(this, q, k, v, options);
+    const causal = checkFlag("causal", options.causal, true);
+    this.#checkSupport("attention", problem.dtype);
+    return this.#produce(
+      () => this.#attentionOutputs(problem),
+      (outputs) => this.runAttention({ ...problem, causal }, outputs),
+    );
+  }
+
+  /**
+   * Sliding-window attention: dense causal attention of each position `t` over the keys at `t − w + 1 … t`.
+   * @param q `[T, H, d]`, f32, f16 or bf16
+   * @param k `[Tk, Hkv, d]`, dtype of `q`; `Hkv` divides `H`
+   * @param v shape and dtype of `k`
+   */
+  windowAttention(q: Tensor, k: Tensor, v: Tensor, options: WindowAttentionOptions): AttentionResult {
+    const problem = checkAttention(this, q, k, v, options);
+    checkPositiveInteger("window", options.window);
+    this.#checkSupport("windowAttention", problem.dtype);
+    return this.#produce(
+      () => this.#attentionOutputs(problem),
+      (outputs) => this.runWindowAttention({ ...problem, window: options.window }, outputs),
+    );
+  }
+
+  /**
+   * Block centroids: the mean of each block's real keys (arXiv 2511.11571, section 2), accumulated in at least float32.
+   * @param k `[Tk, Hkv, d]`, f32, f16 or bf16
+   * @returns float32 `[blocks, Hkv, d]`; the blocks of all sequences in a row, as {@link cuBlocks} numbers them
+   */
+  centroids(k: Tensor, options: { blockSize: number; cuSeqlens?: CuSeqlensInput }): Tensor<"f32"> {
+    checkOptions(options);
+    checkTensor(this, "k", k, FLOAT_DTYPES, "[Tk, Hkv, d]");
+    checkPositiveInteger("blockSize", options.blockSize);
+    const [tokens, kvHeads, headDim] = k.shape as [number, number, number];
+    const cuSeqlens = checkCuSeqlens("cuSeqlens", options.cuSeqlens, tokens);
+    this.#checkSupport("centroids", k.dtype);
+    const blocks = cuBlocks(cuSeqlens, options.blockSize).at(-1) as number;
+    return this.#produce(
+      () => ({ centroids: this.empty([blocks, kvHeads, headDim], "f32") }),
+      ({ centroids }) => this.runCentroids({ k, cuSeqlens, blockSize: options.blockSize }, centroids),
+    ).centroids;
+  }
+
+  /**
+   * Block routing (arXiv 2511.11571, section 2): each query head chooses blocks by `q · centroid`.
+   * Causal, with own block `c = floor(t/B)`: block `c` and the `min(k−1, c)` best of the blocks before it. Not causal: the
+   * `min(k, n)` best of all. Equal scores: the lower block wins. A NaN score ranks below every other.
+   * @param q `[T, H, d]`, f32, f16 or bf16
+   * @param k `[Tk, Hkv, d]`, dtype of `q`; `Hkv` divides `H`
+   */
+  route(q: Tensor, k: Tensor, options: RouteOptions): Routing {
+    const problem = checkRoute(this, q, k, options);
+    this.#checkSupport("route", problem.dtype);
+    const { indices } = this.#produce(
+      () => ({ indices: this.empty([problem.tokens, problem.heads, problem.slots], "i32") }),
+      (outputs) => this.runRoute(problem, outputs.indices),
+    );
+    return new Routing(indices, problem);
+  }
+
+  /**
+   * A routing of one's own. See {@link Routing} for what a row must be; rows are checked here, on the host.
+   * @param indices int32 values `[T, H, slots]`, −1 in unused slots
+   * @param options give `cuSeqlensK` when there are more keys than queries
+   * @throws ArgumentError naming the entry that is no visible block, occurs twice, or leaves a causal row without its own block.
+   */
+  createRouting(
+    indices: Int32Array | readonly number[],
+    shape: readonly [tokens: number, heads: number, slots: number],
+    options: CreateRoutingOptions,
+  ): Routing {
+    checkOptions(options);
+    checkShape("shape", shape);
+    if (shape.length !== 3) throw new ShapeError("shape", shape, "[T, H, slots]");
+    if (indices?.length !== sizeOf(shape)) {
+      throw new ShapeError("shape", shape, `of ${indices?.length} elements, as indices has`);
+    }
+    checkPositiveInteger("blockSize", options.blockSize);
+    const packing = checkPacking(options, shape[0], options.cuSeqlensK?.at(-1) ?? shape[0]);
+    const info = {
+      ...packing,
+      blockSize: options.blockSize,
+      topK: Math.max(1, shape[2]),
+      causal: checkFlag("causal", options.causal, true),
+    };
+    checkRoutingIndices(indices, shape, info);
+    return new Routing(this.tensor(indices, shape, "i32"), info);
+  }
+
+  /**
+   * Attention of each query over the keys of its routed blocks: whole blocks, except a causal query's own block, which
+   * it sees up to itself. `out_i = Σ p_ij v_j`, softmax over the union of the attended keys.
+   * @param q `[T, H, d]`, f32, f16 or bf16
+   * @param k `[Tk, Hkv, d]`, dtype of `q`; `Hkv` divides `H`
+   * @param v shape and dtype of `k`
+   * @param routing of the same tokens and heads
+   */
+  attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    routing: Routing,
+    options: { scale?: number } = {},
+  ): AttentionResult {
+    const problem = this.#checkAttend(q, k, v, routing, options);
+    this.#checkSupport("attend", problem.dtype);
+    return this.#produce(
+      () => this.#attentionOutputs(problem),
+      (outputs) => this.runAttend({ ...problem, routing }, outputs),
+    );
+  }
+
+  /**
+   * Exact gradients of {@link attend} for the given routing; none flows through the selection. With
+   * `p_ij = exp(scale·q_i·k_j − lse_i)` and `D_i = dOut_i·out_i`:
+   * `dv_j = Σ_i p_ij dOut_i`, `ds_ij = p_ij (dOut_i·v_j − D_i)`, `dq_i = scale Σ_j ds_ij k_j`, `dk_j = scale Σ_i ds_ij q_i`.
+   * @param dOut gradient of `out`, shape and dtype of `q`
+   * @param out the result of `attend`
+   * @param lse the result of `attend`
+   */
+  attendBackward(
+    dOut: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    routing: Routing,
+    options: { scale?: number } = {},
+  ): AttentionGradients {
+    const problem = this.#checkAttend(q, k, v, routing, options);
+    const sameAsQ = (argument: string, tensor: Tensor): Tensor<FloatDType> => {
+      checkTensor(this, argument, tensor, FLOAT_DTYPES, "[T, H, d]");
+      if (tensor.dtype !== problem.dtype)
+        throw new DTypeError(argument, tensor.dtype, `${problem.dtype}, as q`);
+      checkExtents(argument, tensor, q.shape, "that of q");
+      return tensor;
+    };
+    const gradient = sameAsQ("dOut", dOut);
+    const output = sameAsQ("out", out);
+    checkTensor(this, "lse", lse, ["f32"], "[T, H]");
+    checkExtents("lse", lse, [problem.tokens, problem.heads], "[T, H]");
+    this.#checkSupport("attendBackward", problem.dtype);
+    return this.#produce(
+      () => ({
+        dq: this.empty(q.shape, problem.dtype),
+        dk: this.empty(k.shape, problem.dtype),
+        dv: this.empty(v.shape, problem.dtype),
+      }),
+      (outputs) => this.runAttendBackward({ ...problem, routing, dOut: gradient, out: output, lse }, outputs),
+    );
+  }
+
+  /**
+   * Mixture of Block Attention: {@link route}, then {@link attend} (arXiv 2511.11571, section 2; arXiv 2502.13189). When
+   * `k ≥ n` it is dense attention. The routing is part of the result, for the backward pass; dispose it too.
+   * @param q `[T, H, d]`, f32, f16 or bf16
+   * @param k `[Tk, Hkv, d]`, dtype of `q`; `Hkv` divides `H`
+   * @param v shape and dtype of `k`
+   */
+  moba(q: Tensor, k: Tensor, v: Tensor, options: MobaOptions): AttentionResult & { routing: Routing } {
+    return this.scope(() => {
+      checkAttention(this, q, k, v, options);
+      const routing = this.route(q, k, options);
+      const { scale } = options;
+      return { ...this.attend(q, k, v, routing, scale === undefined ? {} : { scale }), routing };
+    });
+  }
+
+  /**
+   * Key convolution: depthwise, causal, residual, each sequence by itself (arXiv 2511.11571, section 3 and appendix):
+   * `k'_t = k_t + SiLU(Σ_{l=0}^{W−1} w_l ⊙ k_{t−l})`.
+   * @param k `[T, Hkv, d]`, f32, f16 or bf16
+   * @param weights `[W, Hkv, d]`, dtype of `k`
+   * @param options.history the `W−1` keys before each sequence, `[batch, W−1, Hkv, d]`, oldest first: for decoding a stream
+   * in pieces. Default: zeros. {@link keyConvHistory} makes the next one.
+   * @returns shape and dtype of `k`
+   */
+  keyConv(
+    k: Tensor,
+    weights: Tensor,
+    options: { cuSeqlens?: CuSeqlensInput; history?: Tensor } = {},
+  ): Tensor<FloatDType> {
+    const problem = checkKeyConv(this, k, weights, options);
+    const { width, kvHeads, headDim, cuSeqlens } = problem;
+    const shape = [cuSeqlens.length - 1, width - 1, kvHeads, headDim];
+    const history = this.#checkHistory(k, shape, options.history);
+    this.#checkSupport("keyConv", problem.dtype);
+    return this.#produce(
+      () => ({ out: this.empty(k.shape, problem.dtype) }),
+      ({ out }) => this.runKeyConv({ ...problem, ...(history && { history }) }, out),
+    ).out;
+  }
+
+  /**
+   * The history to give {@link keyConv} for the tokens after these: each sequence's last `W−1` keys, earlier ones taken
+   * from `options.history` (default: zeros). Counts as operation `keyConv`.
+   * @param k `[T, Hkv, d]`, the keys before convolution
+   * @param width `W`, at least 1
+   * @returns `[batch, W−1, Hkv, d]`, oldest first, dtype of `k`
+   */
+  keyConvHistory(
+    k: Tensor,
+    width: number,
+    options: { cuSeqlens?: CuSeqlensInput; history?: Tensor } = {},
+  ): Tensor<FloatDType> {
+    checkTensor(this, "k", k, FLOAT_DTYPES, "[T, Hkv, d]");
+    checkPositiveInteger("width", width);
+    const [tokens, kvHeads, headDim] = k.shape as [number, number, number];
+    const cuSeqlens = checkCuSeqlens("cuSeqlens", options.cuSeqlens, tokens);
+    const shape = [cuSeqlens.length - 1, width - 1, kvHeads, headDim];
+    const history = this.#checkHistory(k, shape, options.history);
+    this.#checkSupport("keyConv", k.dtype);
+    return this.#produce(
+      () => ({ next: this.empty(shape, k.dtype) }),
+      ({ next }) => this.runKeyConvHistory({ k, width, cuSeqlens, ...(history && { history }) }, next),
+    ).next;
+  }
+
+  #checkHistory(
+    k: Tensor,
+    shape: readonly number[],
+    history: Tensor | undefined,
+  ): Tensor<FloatDType> | undefined {
+    if (history === undefined) return undefined;
+    checkTensor(this, "history", history, FLOAT_DTYPES, "[batch, W−1, Hkv, d]");
+    if (history.dtype !== k.dtype) throw new DTypeError("history", history.dtype, `${k.dtype}, as k`);
+    checkExtents("history", history, shape, "[batch, W−1, Hkv, d]");
+    return history;
+  }
+
+  /**
+   * Gradients of {@link keyConv} (without history). With `s_t = Σ_l w_l ⊙ k_{t−l}` and
+   * `g_t = dOut_t ⊙ SiLU'(s_t)`: `dk_t = dOut_t + Σ_l w_l ⊙ g_{t+l}`, `dw_l = Σ_t g_t ⊙ k_{t−l}`.
+   * @param dOut gradient of the result, shape and dtype of `k`
+   * @returns `dk` like `k`, `dWeights` like `weights`
+   */
+  keyConvBackward(
+    dOut: Tensor,
+    k: Tensor,
+    weights: Tensor,
+    options: { cuSeqlens?: CuSeqlensInput } = {},
+  ): { dk: Tensor<FloatDType>; dWeights: Tensor<FloatDType> } {
+    const problem = checkKeyConv(this, k, weights, options);
+    checkTensor(this, "dOut", dOut, FLOAT_DTYPES, "[T, Hkv, d]");
+    if (dOut.dtype !== problem.dtype) throw new DTypeError("dOut", dOut.dtype, `${problem.dtype}, as k`);
+    checkExtents("dOut", dOut, k.shape, "that of k");
+    this.#checkSupport("keyConvBackward", problem.dtype);
+    return this.#produce(
+      () => ({ dk: this.empty(k.shape, problem.dtype), dWeights: this.empty(weights.shape, problem.dtype) }),
+      (outputs) => this.runKeyConvBackward({ ...problem, dOut }, outputs),
+    );
+  }
+
+  #checkAttend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    routing: Routing,
+    options: { scale?: number },
+  ): AttentionProblem {
+    if (!(typeof routing === "object" && routing !== null && isTensor(routing.indices))) {
+      throw new ArgumentError("routing", routing, "a Routing");
+    }
+    checkTensor(this, "routing.indices", routing.indices, ["i32"], "[T, H, slots]");
+    const { cuSeqlens, cuSeqlensK, indices } = routing;
+    checkTensor(this, "q", q, FLOAT_DTYPES, "[T, H, d]");
+    checkTensor(this, "k", k, FLOAT_DTYPES, "[Tk, Hkv, d]");
+    const [tokens, heads] = indices.shape as [number, number];
+    checkExtents("q", q, [tokens, heads, q.shape[2]], "[T, H, d] of the routing");
+    checkExtents("k", k, [cuSeqlensK.at(-1) as number, ...k.shape.slice(1)], "[Tk, Hkv, d] of the routing");
+    return checkAttention(this, q, k, v, { ...options, cuSeqlens, cuSeqlensK });
+  }
+
+  // ---- kernels: what a backend overrides -------------------------------------------------------------------------
+
+  /** Computes {@link attention} into the outputs. */
+  protected runAttention(problem: AttentionProblem & { causal: boolean }, _outputs: AttentionResult): void {
+    throw new UnsupportedError("attention", problem.dtype, this.name);
+  }
+  /** Computes {@link windowAttention} into the outputs. */
+  protected runWindowAttention(
+    problem: AttentionProblem & { window: number },
+    _outputs: AttentionResult,
+  ): void {
+    throw new UnsupportedError("windowAttention", problem.dtype, this.name);
+  }
+  /** Computes {@link centroids} into the output. */
+  protected runCentroids(problem: CentroidsProblem, _centroids: Tensor<"f32">): void {
+    throw new UnsupportedError("centroids", problem.k.dtype, this.name);
+  }
+  /** Computes the indices of {@link route} into the output. */
+  protected runRoute(problem: RouteProblem, _indices: Tensor<"i32">): void {
+    throw new UnsupportedError("route", problem.dtype, this.name);
+  }
+  /** Computes {@link attend} into the outputs. */
+  protected runAttend(problem: AttendProblem, _outputs: AttentionResult): void {
+    throw new UnsupportedError("attend", problem.dtype, this.name);
+  }
+  /** Computes {@link attendBackward} into the outputs. */
+  protected runAttendBackward(problem: AttendBackwardProblem, _outputs: AttentionGradients): void {
+    throw new UnsupportedError("attendBackward", problem.dtype, this.name);
+  }
+  /** Computes {@link keyConv} into the output. */
+  protected runKeyConv(
+    problem: KeyConvProblem & { history?: Tensor<FloatDType> },
+    _out: Tensor<FloatDType>,
+  ): void {
+    throw new UnsupportedError("keyConv", problem.dtype, this.name);
+  }
+  /** Computes {@link keyConvHistory} into the output. */
+  protected runKeyConvHistory(problem: KeyConvHistoryProblem, _next: Tensor<FloatDType>): void {
+    throw new UnsupportedError("keyConv", problem.k.dtype, this.name);
+  }
+  /** Computes {@link keyConvBackward} into the outputs. */
+  protected runKeyConvBackward(
+    problem: KeyConvProblem & { dOut: Tensor<FloatDType> },
+    _outputs: { dk: Tensor<FloatDType>; dWeights: Tensor<FloatDType> },
+  ): void {
+    throw new UnsupportedError("keyConvBackward", problem.dtype, this.name);
+  }
+}
+
+/** Every tensor in a value made of tensors, routings, arrays and plain objects. */
+function tensorsIn(value: unknown): Tensor[] {
+  if (isTensor(value)) return [value];
+  if (value instanceof Routing) return [value.indices];
+  if (Array.isArray(value)) return value.flatMap(tensorsIn);
+  const plain =
+    typeof value === "object" && value !== null && Object.getPrototypeOf(value) === Object.prototype;
+  return plain ? Object.values(value).flatMap(tensorsIn) : [];
+}
