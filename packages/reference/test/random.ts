@@ -1,5 +1,4 @@
 import { cuSeqlensFromLengths } from "@moba-js/tensor";
-import type { AttentionInputs, BlockRouting } from "../src/index.js";
 
 /** A seeded generator (mulberry32) with what the tests draw from it. */
 export class Random {
@@ -38,32 +37,59 @@ export class Random {
 /** A fresh seed, printed by the test that uses it. `SEED=n` repeats a run. */
 export const freshSeed = (): number => Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 31));
 
-/** Random attention inputs: one to three sequences, some empty, cross lengths, grouped heads, odd sizes. */
-export function randomInputs(
-  random: Random,
-): AttentionInputs & { causal: boolean; blockSize: number; topK: number } {
-  const kvHeads = random.int(1, 2);
-  const heads = kvHeads * random.int(1, 3);
-  const headDim = random.pick([1, 2, 3, 8, 16]);
-  const lengths = Array.from({ length: random.int(1, 3) }, () => random.pick([0, 1, 7, 30, 49, 64]));
-  const keyLengths = lengths.map((length) => (random.next() < 0.5 ? length : random.pick([0, 5, 41, 80])));
+/** What a problem is drawn from; whatever is missing is drawn at random. */
+export interface Choice {
+  lengths?: number[];
+  keyLengths?: number[];
+  kvHeads?: number;
+  group?: number;
+  headDim?: number;
+  causal?: boolean;
+  blockSize?: number;
+  topK?: number;
+}
+
+/** The shapes that most often break an implementation. */
+export const EDGE_CASES: Record<string, Choice> = {
+  "nothing fixed": {},
+  "empty sequences": { lengths: [0, 13, 0] },
+  "an empty batch": { lengths: [] },
+  "N < B": { lengths: [7], keyLengths: [7], blockSize: 100 },
+  "a short last block": { lengths: [41], keyLengths: [41], blockSize: 16 },
+  "k ≥ n": { topK: 1000 },
+  "Nq < Nk": { lengths: [7, 1], keyLengths: [41, 30], causal: true },
+  "Nq > Nk": { lengths: [41], keyLengths: [7], causal: true },
+  "G > 1": { kvHeads: 2, group: 3 },
+  "B = 1": { blockSize: 1 },
+  "B = 24": { blockSize: 24, lengths: [49] },
+  "d = 1": { headDim: 1 },
+  "not causal": { causal: false },
+};
+
+/** A random attention problem: sequences of odd lengths, some empty, cross lengths, grouped heads. */
+export function randomInputs(random: Random, choice: Choice = {}, longest = 80) {
+  const kvHeads = choice.kvHeads ?? random.int(1, 2);
+  const heads = kvHeads * (choice.group ?? random.int(1, 3));
+  const headDim = choice.headDim ?? random.pick([1, 2, 3, 8, 16]);
+  const length = () => Math.min(longest, random.pick([0, 1, 5, 7, 30, 41, 49, 64, 80]));
+  const lengths = choice.lengths ?? Array.from({ length: random.int(1, 3) }, length);
+  const keyLengths = choice.keyLengths ?? lengths.map((same) => (random.next() < 0.5 ? same : length()));
   const cuSeqlens = cuSeqlensFromLengths(lengths);
   const cuSeqlensK = cuSeqlensFromLengths(keyLengths);
-  const tokens = cuSeqlens[lengths.length];
-  const keyTokens = cuSeqlensK[lengths.length];
+  const keySize = cuSeqlensK[keyLengths.length] * kvHeads * headDim;
   return {
-    q: random.gaussians(tokens * heads * headDim),
-    k: random.gaussians(keyTokens * kvHeads * headDim),
-    v: random.gaussians(keyTokens * kvHeads * headDim),
+    q: random.gaussians(cuSeqlens[lengths.length] * heads * headDim),
+    k: random.gaussians(keySize),
+    v: random.gaussians(keySize),
     heads,
     kvHeads,
     headDim,
     cuSeqlens,
     cuSeqlensK,
     scale: random.pick([1 / Math.sqrt(headDim), 0.3]),
-    causal: random.next() < 0.7,
-    blockSize: random.pick([1, 8, 16, 24, 100]),
-    topK: random.pick([1, 2, 3, 8, 1000]),
+    causal: choice.causal ?? random.next() < 0.7,
+    blockSize: choice.blockSize ?? random.pick([1, 8, 16, 24, 100]),
+    topK: choice.topK ?? random.pick([1, 2, 3, 8, 1000]),
   };
 }
 
@@ -72,5 +98,3 @@ export function maxDifference(x: Float64Array, y: Float64Array): number {
   if (x.length !== y.length) return Number.POSITIVE_INFINITY;
   return x.reduce((worst, a, i) => (a === y[i] ? worst : Math.max(worst, Math.abs(a - y[i]))), 0);
 }
-
-export type RoutedInputs = AttentionInputs & { routing: BlockRouting };
