@@ -16,5 +16,6 @@ export default defineConfig({
   test: {
     include: ["{packages,apps}/*/{src,test}/**/*.test.ts", "tools/**/*.test.ts"],
     testTimeout: 120_000,
+    execArgv: ["--expose-gc"],
   },
 });

@@ -30,6 +30,9 @@ import { routeBlocks } from "./oracle/route.js";
 import { denseRange, rangeAttention, windowRange } from "./paths/range-attention.js";
 import { attendSlots, attendSlotsBackward } from "./paths/slot-plan.js";
 
+/** Every JavaScript host has it, but not the language's own library. */
+declare const performance: { now(): number };
+
 /** Host memory: one typed array. */
 class HostStorage implements Storage {
   readonly byteLength: number;

@@ -33,7 +33,7 @@ import {
   type WindowAttentionOptions,
 } from "./problem.js";
 import { checkRoutingIndices, Routing } from "./routing.js";
-import { disposeSymbol, isTensor, type Storage, StorageOwner, Tensor } from "./tensor.js";
+import { isTensor, type Storage, StorageOwner, Tensor } from "./tensor.js";
 
 /** The operations of a backend, by the names that {@link Backend.supports} takes. */
 export type Operation =
@@ -255,7 +255,7 @@ export abstract class Backend {
   }
 
   /** `using backend = …` closes at the end of the block. */
-  [disposeSymbol](): void {
+  [Symbol.dispose](): void {
     this.dispose();
   }
 

@@ -46,8 +46,8 @@ export function storageArray(dtype: DType, length: number): TypedArray {
   }
 }
 
-const scratchF32 = new Float32Array(1);
-const scratchBits = new Uint32Array(scratchF32.buffer);
+const scratchF32 = /* @__PURE__ */ new Float32Array(1);
+const scratchBits = /* @__PURE__ */ new Uint32Array(/* @__PURE__ */ scratchF32.buffer);
 
 /**
  * The float32 bits of `x`, rounded to odd: truncated, with the last bit set when anything was lost. A second

@@ -131,7 +131,10 @@ export function checkTensor<D extends DType>(
     throw new ShapeError(argument, value.shape, dimensions);
 }
 
-/** @throws ShapeError unless the tensor has exactly this shape. */
+/**
+ * Checks that a tensor has exactly this shape; `meaning` names the shape in the message.
+ * @throws ShapeError otherwise.
+ */
 export function checkExtents(
   argument: string,
   tensor: Tensor,
@@ -143,19 +146,28 @@ export function checkExtents(
   }
 }
 
-/** @throws ArgumentError unless the value is an integer ≥ 1 that fits in int32. */
+/**
+ * Checks that a value is an integer ≥ 1 that fits in int32.
+ * @throws ArgumentError otherwise.
+ */
 export function checkPositiveInteger(argument: string, value: number): void {
   if (!Number.isInteger(value) || value < 1 || value > 2 ** 31 - 1) {
     throw new ArgumentError(argument, value, "an integer from 1 to 2^31 - 1");
   }
 }
 
-/** @throws ArgumentError unless the value is an object: for callers that TypeScript does not check. */
+/**
+ * Checks that options are an object, for callers that TypeScript does not check.
+ * @throws ArgumentError otherwise.
+ */
 export function checkOptions(value: object): void {
   if (typeof value !== "object" || value === null) throw new ArgumentError("options", value, "an object");
 }
 
-/** The value, or `missing` when it is undefined. @throws ArgumentError unless it is a boolean. */
+/**
+ * A boolean option: the value, or `missing` when it is undefined.
+ * @throws ArgumentError when it is no boolean.
+ */
 export function checkFlag(argument: string, value: boolean | undefined, missing: boolean): boolean {
   if (value === undefined) return missing;
   if (typeof value !== "boolean") throw new ArgumentError(argument, value, "a boolean");

@@ -1,6 +1,6 @@
 import { ArgumentError } from "./errors.js";
 import { blockCount, type CuSeqlens } from "./packed.js";
-import { disposeSymbol, type Tensor } from "./tensor.js";
+import type { Tensor } from "./tensor.js";
 
 /** What a {@link Routing} says besides its indices. */
 export interface RoutingInfo {
@@ -50,7 +50,7 @@ export class Routing implements RoutingInfo {
   }
 
   /** `using routing = …` disposes at the end of the block. */
-  [disposeSymbol](): void {
+  [Symbol.dispose](): void {
     this.dispose();
   }
 }

@@ -2,12 +2,6 @@ import type { Backend } from "./backend.js";
 import { type DType, decode, sizeOf, type TypedArrays } from "./dtype.js";
 import { ArgumentError, ShapeError } from "./errors.js";
 
-/** Browsers without `Symbol.dispose` get the registered symbol that compiled `using` declarations fall back to. */
-export const disposeSymbol: typeof Symbol.dispose =
-  Symbol.dispose ?? (Symbol.for("Symbol.dispose") as typeof Symbol.dispose);
-
-const tensorBrand = Symbol.for("@moba-js/tensor/Tensor");
-
 /** A piece of a backend's memory. Backends extend it with what they need to address the piece. */
 export interface Storage {
   /** Size in bytes. */
@@ -18,12 +12,14 @@ export interface Storage {
 
 /** Counts the tensors that share one storage and frees it with the last. Backends make them, nobody else. */
 export class StorageOwner {
+  /** Tensors that share the storage. */
   references = 0;
   constructor(
     readonly storage: Storage,
     private readonly onFree: (storage: Storage) => void,
   ) {}
 
+  /** One tensor fewer. */
   release(): void {
     this.references -= 1;
     if (this.references > 0) return;
@@ -47,8 +43,8 @@ export class Tensor<D extends DType = DType> {
   readonly dtype: D;
   /** Number of elements. */
   readonly size: number;
-  /** @internal */
-  readonly [tensorBrand] = true;
+  /** @internal Marks tensors of any copy of this package. */
+  readonly kind = "@moba-js/tensor/Tensor";
   /** @internal */
   readonly owner: StorageOwner;
   #disposed = false;
@@ -79,9 +75,9 @@ export class Tensor<D extends DType = DType> {
 
   /**
    * The elements as stored, after all work enqueued so far: float32 values, integers, or the 16 bits of each `f16`/`bf16`.
-   * @throws ArgumentError when disposed; DeviceError when the device failed.
+   * @throws ArgumentError when disposed; DeviceError when the device failed. Both by rejection.
    */
-  data(): Promise<TypedArrays[D]> {
+  async data(): Promise<TypedArrays[D]> {
     this.#checkAlive();
     return this.backend.read(this);
   }
@@ -112,7 +108,7 @@ export class Tensor<D extends DType = DType> {
   }
 
   /** `using t = …` disposes at the end of the block. */
-  [disposeSymbol](): void {
+  [Symbol.dispose](): void {
     this.dispose();
   }
 
@@ -123,4 +119,4 @@ export class Tensor<D extends DType = DType> {
 
 /** Whether a value is a {@link Tensor}, of this copy of the package or another. */
 export const isTensor = (value: unknown): value is Tensor =>
-  typeof value === "object" && value !== null && tensorBrand in value;
+  (value as Partial<Tensor> | null | undefined)?.kind === "@moba-js/tensor/Tensor";

@@ -73,7 +73,7 @@ export interface AttentionRow extends QueryRow {
  * Every row of an attention in turn, by the definition: the softmax of the scaled scores of the keys that a mask lets
  * through. The other keys are not touched, so a NaN in one of them stays there.
  */
-export function* attentionRows(inputs: AttentionInputs, mask: Mask): Generator<AttentionRow> {
+export function* attentionRows(inputs: AttentionInputs, mask: Mask): Iterable<AttentionRow> {
   const { q, k, heads, kvHeads, headDim, scale } = inputs;
   for (const sequence of sequences(inputs)) {
     for (let i = 0; i < sequence.queries; i++) {
