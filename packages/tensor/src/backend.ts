@@ -1,17 +1,6 @@
-import {
-  bytesPerElement,
-  checkDType,
-  checkShape,
-  type DType,
-  encode,
-  FLOAT_DTYPES,
-  type FloatDType,
-  sizeOf,
-  storageArray,
-  type TypedArray,
-  type TypedArrays,
-} from "./dtype.js";
+import { checkShape, type DType, FLOAT_DTYPES, type FloatDType, sizeOf } from "./dtype.js";
 import { ArgumentError, DeviceError, DTypeError, ShapeError, UnsupportedError } from "./errors.js";
+import { DeviceMemory } from "./memory.js";
 import { type CuSeqlens, type CuSeqlensInput, checkCuSeqlens, cuBlocks } from "./packed.js";
 import {
   type AttentionOptions,
@@ -33,7 +22,7 @@ import {
   type WindowAttentionOptions,
 } from "./problem.js";
 import { checkRoutingIndices, Routing } from "./routing.js";
-import { isTensor, type Storage, StorageOwner, Tensor } from "./tensor.js";
+import { isTensor, type Tensor } from "./tensor.js";
 
 /** The operations of a backend, by the names that {@link Backend.supports} takes. */
 export type Operation =
@@ -74,30 +63,6 @@ export interface AttentionGradients {
   dk: Tensor<FloatDType>;
   /** `[Tk, Hkv, d]`, dtype of `v`. */
   dv: Tensor<FloatDType>;
-}
-
-/** What a backend's memory holds. */
-export interface MemoryReport {
-  /** Tensors made and not yet disposed. */
-  tensors: number;
-  /** Bytes of their storage. */
-  bytes: number;
-  /** The most bytes held at once so far. */
-  peakBytes: number;
-}
-
-/** Aids for finding mistakes; all off by default, since each costs time. */
-export interface DebugSettings {
-  /** Fill every output with NaN (floats) or −7 (integers) before the kernel runs, so that a gap shows. */
-  poisonOutputs: boolean;
-  /** Remember where each tensor was made, for the leak check's report. */
-  traceTensors: boolean;
-}
-
-/** A live tensor, as the leak check sees it. */
-export interface LiveTensor {
-  /** Shape, dtype and, with `debug.traceTensors`, the stack where it was made. */
-  readonly description: string;
 }
 
 /** What {@link Backend.centroids} hands to its kernel. */
@@ -141,187 +106,9 @@ export interface AttendBackwardProblem extends AttendProblem {
  *
  * Non-finite elements follow IEEE arithmetic in the rows that they touch and change no other row.
  */
-export abstract class Backend {
-  /** A short name: `"cpu"`, `"webgpu"`, `"cuda"`. */
-  abstract readonly name: string;
-  /** The device in words, for reports. */
-  abstract readonly device: string;
-  /** Aids for finding mistakes. */
-  readonly debug: DebugSettings = { poisonOutputs: false, traceTensors: false };
-
-  #closed = false;
-  #bytes = 0;
-  #peakBytes = 0;
-  readonly #live = new Map<object, LiveTensor>();
-  readonly #tokens = new WeakMap<Tensor, object>();
-  readonly #scopes: Set<Tensor>[] = [];
-  /** The safety net: a tensor collected undisposed releases its storage. */
-  readonly #collected = new FinalizationRegistry<{ owner: StorageOwner; token: object }>(
-    ({ owner, token }) => {
-      this.#live.delete(token);
-      owner.release();
-    },
-  );
-
+export abstract class Backend extends DeviceMemory {
   /** Whether an operation is implemented for a dtype of its main inputs. */
   abstract supports(operation: Operation, dtype: DType): boolean;
-
-  // ---- memory ---------------------------------------------------------------------------------------------------
-
-  /** Memory for `byteLength` bytes (possibly 0). @throws DeviceError when there is none. */
-  protected abstract allocate(byteLength: number, dtype: DType): Storage;
-  /** Enqueues a copy of host data of the storage's size to the device. The data is not kept. */
-  protected abstract upload(storage: Storage, data: TypedArray): void;
-  /** The contents of a storage of this dtype, after all work enqueued so far. A fresh array. */
-  protected abstract download(storage: Storage, dtype: DType): Promise<TypedArray>;
-  /** Gives the device back. Called once. */
-  protected abstract close(): void;
-
-  /**
-   * Milliseconds of device time that the operations enqueued by `run` take, uploads included. Waits for them.
-   */
-  abstract time(run: () => void): Promise<number>;
-
-  /**
-   * A tensor of the given values, rounded to the dtype (nearest, ties to even). A `Uint16Array` given for `f16` or `bf16`
-   * is taken as raw bits.
-   * @param shape its product must be the length of `data`.
-   * @throws ArgumentError naming the element, when an integer dtype cannot hold it.
-   */
-  tensor<D extends DType = "f32">(data: ArrayLike<number>, shape: readonly number[], dtype?: D): Tensor<D> {
-    const type = (dtype ?? "f32") as D;
-    checkDType("dtype", type);
-    checkShape("shape", shape);
-    if (typeof data !== "object" || data === null || !Number.isInteger(data.length)) {
-      throw new ArgumentError("data", data, "an array of numbers");
-    }
-    if (data.length !== sizeOf(shape))
-      throw new ShapeError("shape", shape, `of ${data.length} elements, as data has`);
-    const raw = bytesPerElement(type) === 2 && data instanceof Uint16Array;
-    const stored = raw ? (data as unknown as TypedArrays[D]) : encode(data, type);
-    const tensor = this.empty(shape, type);
-    this.upload(tensor.storage, stored);
-    return tensor;
-  }
-
-  /** A tensor of zeros. */
-  zeros<D extends DType = "f32">(shape: readonly number[], dtype?: D): Tensor<D> {
-    const type = (dtype ?? "f32") as D;
-    checkDType("dtype", type);
-    checkShape("shape", shape);
-    const tensor = this.empty(shape, type);
-    this.upload(tensor.storage, storageArray(type, tensor.size));
-    return tensor;
-  }
-
-  /** What this backend's memory holds now. */
-  memory(): MemoryReport {
-    return { tensors: this.#live.size, bytes: this.#bytes, peakBytes: this.#peakBytes };
-  }
-
-  /** The tensors made and not yet disposed. */
-  liveTensors(): LiveTensor[] {
-    return [...this.#live.values()];
-  }
-
-  /**
-   * Runs `body` and disposes every tensor it made, except those in its result (a tensor, a routing, or arrays and
-   * plain objects of them). Scopes nest. When `body` throws, everything it made is disposed.
-   * @throws ArgumentError when `body` returns a promise: what runs later would be outside the scope.
-   */
-  scope<T>(body: () => T): T {
-    const made = new Set<Tensor>();
-    this.#scopes.push(made);
-    let result: T | undefined;
-    try {
-      result = body();
-      if (result instanceof Promise) {
-        result.catch(() => undefined); // it fails on disposed tensors, which says nothing new
-        throw new ArgumentError("body", result, "a function that returns no promise");
-      }
-      for (const kept of tensorsIn(result)) if (made.delete(kept)) this.#scopes.at(-2)?.add(kept);
-      return result;
-    } finally {
-      this.#scopes.pop();
-      for (const tensor of made) tensor.dispose();
-    }
-  }
-
-  /** Gives the device back. Tensors of a closed backend can only be disposed. */
-  dispose(): void {
-    if (this.#closed) return;
-    this.#closed = true;
-    this.close();
-  }
-
-  /** `using backend = …` closes at the end of the block. */
-  [Symbol.dispose](): void {
-    this.dispose();
-  }
-
-  /** @internal See `Tensor.data`. */
-  async read<D extends DType>(tensor: Tensor<D>): Promise<TypedArrays[D]> {
-    this.#checkOpen();
-    return (await this.download(tensor.storage, tensor.dtype)) as TypedArrays[D];
-  }
-
-  /** @internal See `Tensor.reshape`. */
-  share<D extends DType>(tensor: Tensor<D>, shape: readonly number[]): Tensor<D> {
-    checkShape("shape", shape);
-    return this.#track(new Tensor(this, shape, tensor.dtype, tensor.owner));
-  }
-
-  /** @internal See `Tensor.dispose`. */
-  released(tensor: Tensor): void {
-    const token = this.#tokens.get(tensor);
-    if (token) this.#live.delete(token);
-    this.#collected.unregister(tensor);
-    for (const scope of this.#scopes) scope.delete(tensor);
-    tensor.owner.release();
-  }
-
-  /** An uninitialized tensor, for backends and their compositions. */
-  protected empty<D extends DType>(shape: readonly number[], dtype: D): Tensor<D> {
-    this.#checkOpen();
-    const storage = this.allocate(sizeOf(shape) * bytesPerElement(dtype), dtype);
-    this.#bytes += storage.byteLength;
-    this.#peakBytes = Math.max(this.#peakBytes, this.#bytes);
-    const owner = new StorageOwner(storage, ({ byteLength }) => {
-      this.#bytes -= byteLength;
-    });
-    return this.#track(new Tensor(this, shape, dtype, owner));
-  }
-
-  #track<D extends DType>(tensor: Tensor<D>): Tensor<D> {
-    const token = {};
-    const where = this.debug.traceTensors ? `\n${new Error("made here").stack}` : "";
-    this.#live.set(token, { description: `${tensor.dtype} [${tensor.shape.join(", ")}]${where}` });
-    this.#tokens.set(tensor, token);
-    this.#collected.register(tensor, { owner: tensor.owner, token }, tensor);
-    this.#scopes.at(-1)?.add(tensor);
-    return tensor;
-  }
-
-  #checkOpen(): void {
-    if (this.#closed) throw new DeviceError(this.name, "this backend is closed");
-  }
-
-  /** Makes the outputs, runs the kernel, and disposes the outputs when the kernel throws. */
-  #produce<R extends Record<string, Tensor>>(make: () => R, run: (outputs: R) => void): R {
-    return this.scope(() => {
-      const outputs = make();
-      if (this.debug.poisonOutputs) for (const output of Object.values(outputs)) this.#poison(output);
-      run(outputs);
-      return outputs;
-    });
-  }
-
-  #poison(output: Tensor): void {
-    const poison = storageArray(output.dtype, output.size);
-    // 0x7fff is a NaN in f16 and in bf16.
-    poison.fill(output.dtype === "f32" ? Number.NaN : bytesPerElement(output.dtype) === 2 ? 0x7fff : -7);
-    this.upload(output.storage, poison);
-  }
 
   #checkSupport(operation: Operation, dtype: DType): void {
     if (!this.supports(operation, dtype)) throw new UnsupportedError(operation, dtype, this.name);
@@ -344,7 +131,7 @@ export abstract class Backend {
     const problem = checkAttention(this, q, k, v, options);
     const causal = checkFlag("causal", options.causal, true);
     this.#checkSupport("attention", problem.dtype);
-    return this.#produce(
+    return this.produce(
       () => this.#attentionOutputs(problem),
       (outputs) => this.runAttention({ ...problem, causal }, outputs),
     );
@@ -360,7 +147,7 @@ export abstract class Backend {
     const problem = checkAttention(this, q, k, v, options);
     checkPositiveInteger("window", options.window);
     this.#checkSupport("windowAttention", problem.dtype);
-    return this.#produce(
+    return this.produce(
       () => this.#attentionOutputs(problem),
       (outputs) => this.runWindowAttention({ ...problem, window: options.window }, outputs),
     );
@@ -379,7 +166,7 @@ export abstract class Backend {
     const cuSeqlens = checkCuSeqlens("cuSeqlens", options.cuSeqlens, tokens);
     this.#checkSupport("centroids", k.dtype);
     const blocks = cuBlocks(cuSeqlens, options.blockSize).at(-1) as number;
-    return this.#produce(
+    return this.produce(
       () => ({ centroids: this.empty([blocks, kvHeads, headDim], "f32") }),
       ({ centroids }) => this.runCentroids({ k, cuSeqlens, blockSize: options.blockSize }, centroids),
     ).centroids;
@@ -388,14 +175,14 @@ export abstract class Backend {
   /**
    * Block routing (arXiv 2511.11571, section 2): each query head chooses blocks by `q · centroid`.
    * Causal, with own block `c = floor(t/B)`: block `c` and the `min(k−1, c)` best of the blocks before it. Not causal: the
-   * `min(k, n)` best of all. Equal scores: the lower block wins. A NaN score ranks below every other.
+   * `min(k, n)` best of all. Equal scores: the lower block wins. A NaN score counts as −Infinity.
    * @param q `[T, H, d]`, f32, f16 or bf16
    * @param k `[Tk, Hkv, d]`, dtype of `q`; `Hkv` divides `H`
    */
   route(q: Tensor, k: Tensor, options: RouteOptions): Routing {
     const problem = checkRoute(this, q, k, options);
     this.#checkSupport("route", problem.dtype);
-    const { indices } = this.#produce(
+    const { indices } = this.produce(
       () => ({ indices: this.empty([problem.tokens, problem.heads, problem.slots], "i32") }),
       (outputs) => this.runRoute(problem, outputs.indices),
     );
@@ -420,7 +207,10 @@ export abstract class Backend {
       throw new ShapeError("shape", shape, `of ${indices?.length} elements, as indices has`);
     }
     checkPositiveInteger("blockSize", options.blockSize);
-    const packing = checkPacking(options, shape[0], options.cuSeqlensK?.at(-1) ?? shape[0]);
+    const { cuSeqlensK } = options;
+    const keyTokens =
+      Array.isArray(cuSeqlensK) || cuSeqlensK instanceof Int32Array ? cuSeqlensK.at(-1) : undefined;
+    const packing = checkPacking(options, shape[0], keyTokens ?? shape[0]);
     const info = {
       ...packing,
       blockSize: options.blockSize,
@@ -448,7 +238,7 @@ export abstract class Backend {
   ): AttentionResult {
     const problem = this.#checkAttend(q, k, v, routing, options);
     this.#checkSupport("attend", problem.dtype);
-    return this.#produce(
+    return this.produce(
       () => this.#attentionOutputs(problem),
       (outputs) => this.runAttend({ ...problem, routing }, outputs),
     );
@@ -485,7 +275,7 @@ export abstract class Backend {
     checkTensor(this, "lse", lse, ["f32"], "[T, H]");
     checkExtents("lse", lse, [problem.tokens, problem.heads], "[T, H]");
     this.#checkSupport("attendBackward", problem.dtype);
-    return this.#produce(
+    return this.produce(
       () => ({
         dq: this.empty(q.shape, problem.dtype),
         dk: this.empty(k.shape, problem.dtype),
@@ -530,7 +320,7 @@ export abstract class Backend {
     const shape = [cuSeqlens.length - 1, width - 1, kvHeads, headDim];
     const history = this.#checkHistory(k, shape, options.history);
     this.#checkSupport("keyConv", problem.dtype);
-    return this.#produce(
+    return this.produce(
       () => ({ out: this.empty(k.shape, problem.dtype) }),
       ({ out }) => this.runKeyConv({ ...problem, ...(history && { history }) }, out),
     ).out;
@@ -548,6 +338,7 @@ export abstract class Backend {
     width: number,
     options: { cuSeqlens?: CuSeqlensInput; history?: Tensor } = {},
   ): Tensor<FloatDType> {
+    checkOptions(options);
     checkTensor(this, "k", k, FLOAT_DTYPES, "[T, Hkv, d]");
     checkPositiveInteger("width", width);
     const [tokens, kvHeads, headDim] = k.shape as [number, number, number];
@@ -555,7 +346,7 @@ export abstract class Backend {
     const shape = [cuSeqlens.length - 1, width - 1, kvHeads, headDim];
     const history = this.#checkHistory(k, shape, options.history);
     this.#checkSupport("keyConv", k.dtype);
-    return this.#produce(
+    return this.produce(
       () => ({ next: this.empty(shape, k.dtype) }),
       ({ next }) => this.runKeyConvHistory({ k, width, cuSeqlens, ...(history && { history }) }, next),
     ).next;
@@ -590,7 +381,7 @@ export abstract class Backend {
     if (dOut.dtype !== problem.dtype) throw new DTypeError("dOut", dOut.dtype, `${problem.dtype}, as k`);
     checkExtents("dOut", dOut, k.shape, "that of k");
     this.#checkSupport("keyConvBackward", problem.dtype);
-    return this.#produce(
+    return this.produce(
       () => ({ dk: this.empty(k.shape, problem.dtype), dWeights: this.empty(weights.shape, problem.dtype) }),
       (outputs) => this.runKeyConvBackward({ ...problem, dOut }, outputs),
     );
@@ -603,6 +394,7 @@ export abstract class Backend {
     routing: Routing,
     options: { scale?: number },
   ): AttentionProblem {
+    checkOptions(options);
     if (!(typeof routing === "object" && routing !== null && isTensor(routing.indices))) {
       throw new ArgumentError("routing", routing, "a Routing");
     }
@@ -663,14 +455,4 @@ export abstract class Backend {
   ): void {
     throw new UnsupportedError("keyConvBackward", problem.dtype, this.name);
   }
-}
-
-/** Every tensor in a value made of tensors, routings, arrays and plain objects. */
-function tensorsIn(value: unknown): Tensor[] {
-  if (isTensor(value)) return [value];
-  if (value instanceof Routing) return [value.indices];
-  if (Array.isArray(value)) return value.flatMap(tensorsIn);
-  const plain =
-    typeof value === "object" && value !== null && Object.getPrototypeOf(value) === Object.prototype;
-  return plain ? Object.values(value).flatMap(tensorsIn) : [];
 }

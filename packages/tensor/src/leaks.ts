@@ -1,12 +1,12 @@
-import type { Backend } from "./backend.js";
 import { LeakError } from "./errors.js";
+import type { DeviceMemory } from "./memory.js";
 
 /**
  * Runs `body` and checks that it disposes every tensor it makes, other work on the backend being none meanwhile.
  * @returns what `body` returns; a tensor in it counts as a leak.
  * @throws LeakError listing each tensor left, with its shape, dtype and the stack where it was made; or what `body` throws.
  */
-export async function leakCheck<T>(backend: Backend, body: () => T | Promise<T>): Promise<T> {
+export async function leakCheck<T>(backend: DeviceMemory, body: () => T | Promise<T>): Promise<T> {
   const before = new Set(backend.liveTensors());
   const { traceTensors } = backend.debug;
   backend.debug.traceTensors = true;

@@ -1,0 +1,237 @@
+import type { Backend } from "./backend.js";
+import {
+  bytesPerElement,
+  checkDType,
+  checkShape,
+  type DType,
+  encode,
+  sizeOf,
+  storageArray,
+  type TypedArray,
+  type TypedArrays,
+} from "./dtype.js";
+import { ArgumentError, DeviceError, ShapeError } from "./errors.js";
+import { Routing } from "./routing.js";
+import { isTensor, type Storage, StorageOwner, Tensor } from "./tensor.js";
+
+/** What a backend's memory holds. */
+export interface MemoryReport {
+  /** Tensors made and not yet disposed. */
+  tensors: number;
+  /** Bytes of their storage. */
+  bytes: number;
+  /** The most bytes held at once so far. */
+  peakBytes: number;
+}
+
+/** Aids for finding mistakes; all off by default, since each costs time. */
+export interface DebugSettings {
+  /** Fill every output with NaN (floats) or −7 (integers) before the kernel runs, so that a gap shows. */
+  poisonOutputs: boolean;
+  /** Remember where each tensor was made, for the leak check's report. */
+  traceTensors: boolean;
+}
+
+/** A live tensor, as the leak check sees it. */
+export interface LiveTensor {
+  /** Shape, dtype and, with `debug.traceTensors`, the stack where it was made. */
+  readonly description: string;
+}
+
+/**
+ * The half of a {@link Backend} that holds tensors: making, reading, sharing and freeing them, scopes, and the books that
+ * the leak check reads.
+ */
+export abstract class DeviceMemory {
+  /** A short name: `"cpu"`, `"webgpu"`, `"cuda"`. */
+  abstract readonly name: string;
+  /** The device in words, for reports. */
+  abstract readonly device: string;
+  /** Aids for finding mistakes. */
+  readonly debug: DebugSettings = { poisonOutputs: false, traceTensors: false };
+
+  #closed = false;
+  #bytes = 0;
+  #peakBytes = 0;
+  readonly #live = new Map<object, LiveTensor>();
+  readonly #tokens = new WeakMap<Tensor, object>();
+  readonly #scopes: Set<Tensor>[] = [];
+  /** The safety net: a tensor collected undisposed releases its storage. */
+  readonly #collected = new FinalizationRegistry<{ owner: StorageOwner; token: object }>(
+    ({ owner, token }) => {
+      this.#live.delete(token);
+      owner.release();
+    },
+  );
+
+  /** Memory for `byteLength` bytes (possibly 0). @throws DeviceError when there is none. */
+  protected abstract allocate(byteLength: number, dtype: DType): Storage;
+  /** Enqueues a copy of host data of the storage's size to the device. The data is not kept. */
+  protected abstract upload(storage: Storage, data: TypedArray): void;
+  /** The contents of a storage of this dtype, after all work enqueued so far. A fresh array. */
+  protected abstract download(storage: Storage, dtype: DType): Promise<TypedArray>;
+  /** Gives the device back. Called once. */
+  protected abstract close(): void;
+
+  /**
+   * Milliseconds of device time that the operations enqueued by `run` take, uploads included. Waits for them.
+   */
+  abstract time(run: () => void): Promise<number>;
+
+  /**
+   * A tensor of the given values, rounded to the dtype (nearest, ties to even). A `Uint16Array` given for `f16` or `bf16`
+   * is taken as raw bits.
+   * @param shape its product must be the length of `data`.
+   * @throws ArgumentError naming the element, when an integer dtype cannot hold it.
+   */
+  tensor<D extends DType = "f32">(data: ArrayLike<number>, shape: readonly number[], dtype?: D): Tensor<D> {
+    const type = (dtype ?? "f32") as D;
+    checkDType("dtype", type);
+    checkShape("shape", shape);
+    if (typeof data !== "object" || data === null || !Number.isInteger(data.length)) {
+      throw new ArgumentError("data", data, "an array of numbers");
+    }
+    if (data.length !== sizeOf(shape))
+      throw new ShapeError("shape", shape, `of ${data.length} elements, as data has`);
+    const raw = bytesPerElement(type) === 2 && data instanceof Uint16Array;
+    const stored = raw ? (data as unknown as TypedArrays[D]) : encode(data, type);
+    return this.#filled(shape, type, stored);
+  }
+
+  /** A tensor of zeros. */
+  zeros<D extends DType = "f32">(shape: readonly number[], dtype?: D): Tensor<D> {
+    const type = (dtype ?? "f32") as D;
+    checkDType("dtype", type);
+    checkShape("shape", shape);
+    return this.#filled(shape, type, storageArray(type, sizeOf(shape)));
+  }
+
+  #filled<D extends DType>(shape: readonly number[], dtype: D, stored: TypedArrays[D]): Tensor<D> {
+    return this.scope(() => {
+      const tensor = this.empty(shape, dtype);
+      this.upload(tensor.storage, stored);
+      return tensor;
+    });
+  }
+
+  /** What this backend's memory holds now. */
+  memory(): MemoryReport {
+    return { tensors: this.#live.size, bytes: this.#bytes, peakBytes: this.#peakBytes };
+  }
+
+  /** The tensors made and not yet disposed. */
+  liveTensors(): LiveTensor[] {
+    return [...this.#live.values()];
+  }
+
+  /**
+   * Runs `body` and disposes every tensor it made, except those in its result (a tensor, a routing, or arrays and
+   * plain objects of them). Scopes nest. When `body` throws, everything it made is disposed.
+   * @throws ArgumentError when `body` returns a promise: what runs later would be outside the scope.
+   */
+  scope<T>(body: () => T): T {
+    const made = new Set<Tensor>();
+    this.#scopes.push(made);
+    let result: T | undefined;
+    try {
+      result = body();
+      if (result instanceof Promise) {
+        result.catch(() => undefined); // it fails on disposed tensors, which says nothing new
+        throw new ArgumentError("body", result, "a function that returns no promise");
+      }
+      for (const kept of tensorsIn(result)) if (made.delete(kept)) this.#scopes.at(-2)?.add(kept);
+      return result;
+    } finally {
+      this.#scopes.pop();
+      for (const tensor of made) tensor.dispose();
+    }
+  }
+
+  /** Gives the device back. Tensors of a closed backend can only be disposed. */
+  dispose(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.close();
+  }
+
+  /** `using backend = …` closes at the end of the block. */
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  /** @internal See `Tensor.data`. */
+  async read<D extends DType>(tensor: Tensor<D>): Promise<TypedArrays[D]> {
+    this.#checkOpen();
+    return (await this.download(tensor.storage, tensor.dtype)) as TypedArrays[D];
+  }
+
+  /** @internal See `Tensor.reshape`. */
+  share<D extends DType>(tensor: Tensor<D>, shape: readonly number[]): Tensor<D> {
+    checkShape("shape", shape);
+    return this.#track(shape, tensor.dtype, tensor.owner);
+  }
+
+  /** @internal See `Tensor.dispose`. */
+  released(tensor: Tensor): void {
+    const token = this.#tokens.get(tensor);
+    if (token) this.#live.delete(token);
+    this.#collected.unregister(tensor);
+    for (const scope of this.#scopes) scope.delete(tensor);
+    tensor.owner.release();
+  }
+
+  /** An uninitialized tensor, for backends and their compositions. */
+  protected empty<D extends DType>(shape: readonly number[], dtype: D): Tensor<D> {
+    this.#checkOpen();
+    const storage = this.allocate(sizeOf(shape) * bytesPerElement(dtype), dtype);
+    this.#bytes += storage.byteLength;
+    this.#peakBytes = Math.max(this.#peakBytes, this.#bytes);
+    const owner = new StorageOwner(storage, ({ byteLength }) => {
+      this.#bytes -= byteLength;
+    });
+    return this.#track(shape, dtype, owner);
+  }
+
+  #track<D extends DType>(shape: readonly number[], dtype: D, owner: StorageOwner): Tensor<D> {
+    // Every DeviceMemory is a Backend: only Backend extends it.
+    const tensor = new Tensor(this as unknown as Backend, shape, dtype, owner);
+    const token = {};
+    const where = this.debug.traceTensors ? `\n${new Error("made here").stack}` : "";
+    this.#live.set(token, { description: `${tensor.dtype} [${tensor.shape.join(", ")}]${where}` });
+    this.#tokens.set(tensor, token);
+    this.#collected.register(tensor, { owner: tensor.owner, token }, tensor);
+    this.#scopes.at(-1)?.add(tensor);
+    return tensor;
+  }
+
+  #checkOpen(): void {
+    if (this.#closed) throw new DeviceError(this.name, "this backend is closed");
+  }
+
+  /** Makes the outputs, runs the kernel, and disposes the outputs when the kernel throws. */
+  protected produce<R extends Record<string, Tensor>>(make: () => R, run: (outputs: R) => void): R {
+    return this.scope(() => {
+      const outputs = make();
+      if (this.debug.poisonOutputs) for (const output of Object.values(outputs)) this.#poison(output);
+      run(outputs);
+      return outputs;
+    });
+  }
+
+  #poison(output: Tensor): void {
+    const poison = storageArray(output.dtype, output.size);
+    // 0x7fff is a NaN in f16 and in bf16.
+    poison.fill(output.dtype === "f32" ? Number.NaN : bytesPerElement(output.dtype) === 2 ? 0x7fff : -7);
+    this.upload(output.storage, poison);
+  }
+}
+
+/** Every tensor in a value made of tensors, routings, arrays and plain objects. */
+function tensorsIn(value: unknown): Tensor[] {
+  if (isTensor(value)) return [value];
+  if (value instanceof Routing) return [value.indices];
+  if (Array.isArray(value)) return value.flatMap(tensorsIn);
+  const plain =
+    typeof value === "object" && value !== null && Object.getPrototypeOf(value) === Object.prototype;
+  return plain ? Object.values(value).flatMap(tensorsIn) : [];
+}
