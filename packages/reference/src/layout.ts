@@ -33,6 +33,8 @@ export interface Sequence {
   /** First query token, and their number `Nq`. */
   readonly queryBegin: number;
   readonly queries: number;
+  /** The position of the first query among the keys: queries are aligned to the end, so `Nk − Nq`. */
+  readonly firstPosition: number;
   /** First key token, and their number `Nk`. */
   readonly keyBegin: number;
   readonly keys: number;
@@ -40,16 +42,26 @@ export interface Sequence {
 
 /** The sequences of a packed batch, in order. */
 export function sequences({ cuSeqlens, cuSeqlensK }: Pick<Layout, "cuSeqlens" | "cuSeqlensK">): Sequence[] {
-  return Array.from(cuSeqlens.subarray(1), (queryEnd, s) => ({
-    queryBegin: cuSeqlens[s],
-    queries: queryEnd - cuSeqlens[s],
-    keyBegin: cuSeqlensK[s],
-    keys: cuSeqlensK[s + 1] - cuSeqlensK[s],
-  }));
+  return Array.from(cuSeqlens.subarray(1), (queryEnd, s) => {
+    const queries = queryEnd - cuSeqlens[s];
+    const keys = cuSeqlensK[s + 1] - cuSeqlensK[s];
+    const firstPosition = keys - queries;
+    return { queryBegin: cuSeqlens[s], queries, firstPosition, keyBegin: cuSeqlensK[s], keys };
+  });
 }
 
-/** The position of query `i` among the keys of its sequence: queries are aligned to the end, `t = i + Nk − Nq`. */
-export const positionOf = ({ queries, keys }: Sequence, i: number): number => i + keys - queries;
+/** The position `t` of query `i` among the keys of its sequence. */
+export const positionOf = ({ firstPosition }: Sequence, i: number): number => firstPosition + i;
+
+/** A sequence's queries in ranges of at most `most`, each with all keys. */
+export function queryRanges(sequence: Sequence, most: number): Sequence[] {
+  return Array.from({ length: Math.ceil(sequence.queries / most) }, (_, r) => ({
+    ...sequence,
+    queryBegin: sequence.queryBegin + r * most,
+    queries: Math.min(most, sequence.queries - r * most),
+    firstPosition: sequence.firstPosition + r * most,
+  }));
+}
 
 /** The key head that a query head reads. */
 export const kvHeadOf = ({ heads, kvHeads }: Layout, head: number): number =>

@@ -44,7 +44,8 @@ describe.each(Object.entries(EDGE_CASES))("%s", (name, choice) => {
       const inputs = randomInputs(random, choice);
       const routed = { ...inputs, routing: routeBlocks(inputs) };
       const masked = attendBlocks(routed);
-      for (const other of [attendTwoStreams(routed), attendSlots(routed)]) {
+      const inWaves = attendSlots(routed, 100);
+      for (const other of [attendTwoStreams(routed), attendSlots(routed), inWaves]) {
         expect(maxDifference(masked.out, other.out), `round ${round}`).toBeLessThan(1e-9);
         expect(maxDifference(masked.lse, other.lse), `round ${round}`).toBeLessThan(1e-9);
       }

@@ -1,5 +1,5 @@
 import { blockCount } from "@moba-js/tensor";
-import { type BlockRouting, kvHeadOf, positionOf, type Sequence, sequences } from "../layout.js";
+import { type BlockRouting, kvHeadOf, positionOf, queryRanges, type Sequence, sequences } from "../layout.js";
 import type { AttentionInputs, AttentionOutputs } from "../oracle/attention.js";
 import type { Gradients } from "../oracle/backward.js";
 import { accumulateTile, accumulateTransposed, dot, exponentiate, scoreTile } from "./tile.js";
@@ -58,8 +58,12 @@ const TILE = 32;
 /**
  * Attention over routed blocks by the slot plan (the third forward path): invert, attend block by block into slots, merge
  * the slots of each query with its own block by log-sum-exp. `round` is ignored.
+ * @param mostSlotElements float64 elements of slot memory, at most: what needs more runs in waves of queries
  */
-export function attendSlots(inputs: AttentionInputs & { routing: BlockRouting }): AttentionOutputs {
+export function attendSlots(
+  inputs: AttentionInputs & { routing: BlockRouting },
+  mostSlotElements = 2 ** 24,
+): AttentionOutputs {
   const { q, k, v, heads, kvHeads, headDim: d, scale, routing } = inputs;
   const { slots, blockSize, causal } = routing;
   const step = kvHeads * d;
@@ -69,7 +73,8 @@ export function attendSlots(inputs: AttentionInputs & { routing: BlockRouting })
   const queryRows = new Int32Array(TILE);
   const slotRows = new Int32Array(TILE);
 
-  for (const sequence of sequences(inputs)) {
+  const wave = Math.max(1, Math.floor(mostSlotElements / Math.max(1, slots * d)));
+  for (const sequence of sequences(inputs).flatMap((whole) => queryRanges(whole, wave))) {
     // Slot memory is one head's: [queries, slots, d] and [queries, slots].
     const slotOut = new Float64Array(sequence.queries * slots * d);
     const slotLse = new Float64Array(sequence.queries * slots);
