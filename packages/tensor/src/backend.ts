@@ -1,6 +1,7 @@
+import { type DecodingOperation, DecodingOperations } from "./decoding.js";
 import { checkShape, type DType, FLOAT_DTYPES, type FloatDType, sizeOf } from "./dtype.js";
 import { ArgumentError, DeviceError, DTypeError, ShapeError, UnsupportedError } from "./errors.js";
-import { DeviceMemory } from "./memory.js";
+import type { NeuralOperation } from "./neural.js";
 import { type CuSeqlens, type CuSeqlensInput, checkCuSeqlens, cuBlocks } from "./packed.js";
 import {
   type AttentionOptions,
@@ -34,6 +35,14 @@ export type Operation =
   | "attendBackward"
   | "keyConv"
   | "keyConvBackward";
+
+/** {@link Operation} and the operations that training and decoding add. */
+export type AnyOperation =
+  | Operation
+  | "attentionBackward"
+  | "windowAttentionBackward"
+  | NeuralOperation
+  | DecodingOperation;
 
 /** Every operation, in the order of the class. */
 export const OPERATIONS: readonly Operation[] = [
@@ -80,16 +89,21 @@ export interface KeyConvHistoryProblem {
   readonly history?: Tensor<FloatDType>;
 }
 
+/** What the gradients of an attention are made of, beside its own problem. */
+export interface AttentionBackwardProblem extends AttentionProblem {
+  readonly dOut: Tensor<FloatDType>;
+  readonly out: Tensor<FloatDType>;
+  readonly lse: Tensor<"f32">;
+}
+
 /** What {@link Backend.attend} hands to its kernel. */
 export interface AttendProblem extends AttentionProblem {
   readonly routing: Routing;
 }
 
 /** What {@link Backend.attendBackward} hands to its kernel. */
-export interface AttendBackwardProblem extends AttendProblem {
-  readonly dOut: Tensor<FloatDType>;
-  readonly out: Tensor<FloatDType>;
-  readonly lse: Tensor<"f32">;
+export interface AttendBackwardProblem extends AttentionBackwardProblem {
+  readonly routing: Routing;
 }
 
 /**
@@ -106,16 +120,44 @@ export interface AttendBackwardProblem extends AttendProblem {
  *
  * Non-finite elements follow IEEE arithmetic in the rows that they touch and change no other row.
  */
-export abstract class Backend extends DeviceMemory {
+export abstract class Backend extends DecodingOperations {
   /** Whether an operation is implemented for a dtype of its main inputs. */
-  abstract supports(operation: Operation, dtype: DType): boolean;
+  abstract override supports(operation: AnyOperation, dtype: DType): boolean;
 
-  #checkSupport(operation: Operation, dtype: DType): void {
+  #checkSupport(operation: AnyOperation, dtype: DType): void {
     if (!this.supports(operation, dtype)) throw new UnsupportedError(operation, dtype, this.name);
   }
 
   #attentionOutputs({ tokens, heads, headDim, dtype }: AttentionProblem) {
     return { out: this.empty([tokens, heads, headDim], dtype), lse: this.empty([tokens, heads], "f32") };
+  }
+
+  #checkBackward(
+    problem: AttentionProblem,
+    dOut: Tensor,
+    out: Tensor,
+    lse: Tensor,
+  ): AttentionBackwardProblem {
+    const { q, dtype, tokens, heads } = problem;
+    const sameAsQ = (argument: string, tensor: Tensor): Tensor<FloatDType> => {
+      checkTensor(this, argument, tensor, FLOAT_DTYPES, "[T, H, d]");
+      if (tensor.dtype !== dtype) throw new DTypeError(argument, tensor.dtype, `${dtype}, as q`);
+      checkExtents(argument, tensor, q.shape, "that of q");
+      return tensor;
+    };
+    const gradient = sameAsQ("dOut", dOut);
+    const output = sameAsQ("out", out);
+    checkTensor(this, "lse", lse, ["f32"], "[T, H]");
+    checkExtents("lse", lse, [tokens, heads], "[T, H]");
+    return { ...problem, dOut: gradient, out: output, lse };
+  }
+
+  #gradients({ q, k, dtype }: AttentionProblem) {
+    return {
+      dq: this.empty(q.shape, dtype),
+      dk: this.empty(k.shape, dtype),
+      dv: this.empty(k.shape, dtype),
+    };
   }
 
   // ---- operations -----------------------------------------------------------------------------------------------
@@ -138,6 +180,30 @@ export abstract class Backend extends DeviceMemory {
   }
 
   /**
+   * Exact gradients of {@link attention}; equations as in {@link attendBackward}.
+   * @param dOut gradient of `out`, shape and dtype of `q`
+   * @param out the result of `attention`
+   * @param lse the result of `attention`
+   */
+  attentionBackward(
+    dOut: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    options: AttentionOptions = {},
+  ): AttentionGradients {
+    const problem = this.#checkBackward(checkAttention(this, q, k, v, options), dOut, out, lse);
+    const causal = checkFlag("causal", options.causal, true);
+    this.#checkSupport("attentionBackward", problem.dtype);
+    return this.produce(
+      () => this.#gradients(problem),
+      (outputs) => this.runAttentionBackward({ ...problem, causal }, outputs),
+    );
+  }
+
+  /**
    * Sliding-window attention: dense causal attention of each position `t` over the keys at `t − w + 1 … t`.
    * @param q `[T, H, d]`, f32, f16 or bf16
    * @param k `[Tk, Hkv, d]`, dtype of `q`; `Hkv` divides `H`
@@ -150,6 +216,30 @@ export abstract class Backend extends DeviceMemory {
     return this.produce(
       () => this.#attentionOutputs(problem),
       (outputs) => this.runWindowAttention({ ...problem, window: options.window }, outputs),
+    );
+  }
+
+  /**
+   * Exact gradients of {@link windowAttention}; equations as in {@link attendBackward}.
+   * @param dOut gradient of `out`, shape and dtype of `q`
+   * @param out the result of `windowAttention`
+   * @param lse the result of `windowAttention`
+   */
+  windowAttentionBackward(
+    dOut: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    options: WindowAttentionOptions,
+  ): AttentionGradients {
+    const problem = this.#checkBackward(checkAttention(this, q, k, v, options), dOut, out, lse);
+    checkPositiveInteger("window", options.window);
+    this.#checkSupport("windowAttentionBackward", problem.dtype);
+    return this.produce(
+      () => this.#gradients(problem),
+      (outputs) => this.runWindowAttentionBackward({ ...problem, window: options.window }, outputs),
     );
   }
 
@@ -262,26 +352,12 @@ export abstract class Backend extends DeviceMemory {
     routing: Routing,
     options: { scale?: number } = {},
   ): AttentionGradients {
-    const problem = this.#checkAttend(q, k, v, routing, options);
-    const sameAsQ = (argument: string, tensor: Tensor): Tensor<FloatDType> => {
-      checkTensor(this, argument, tensor, FLOAT_DTYPES, "[T, H, d]");
-      if (tensor.dtype !== problem.dtype)
-        throw new DTypeError(argument, tensor.dtype, `${problem.dtype}, as q`);
-      checkExtents(argument, tensor, q.shape, "that of q");
-      return tensor;
-    };
-    const gradient = sameAsQ("dOut", dOut);
-    const output = sameAsQ("out", out);
-    checkTensor(this, "lse", lse, ["f32"], "[T, H]");
-    checkExtents("lse", lse, [problem.tokens, problem.heads], "[T, H]");
+    const attend = this.#checkAttend(q, k, v, routing, options);
+    const problem = this.#checkBackward(attend, dOut, out, lse);
     this.#checkSupport("attendBackward", problem.dtype);
     return this.produce(
-      () => ({
-        dq: this.empty(q.shape, problem.dtype),
-        dk: this.empty(k.shape, problem.dtype),
-        dv: this.empty(v.shape, problem.dtype),
-      }),
-      (outputs) => this.runAttendBackward({ ...problem, routing, dOut: gradient, out: output, lse }, outputs),
+      () => this.#gradients(problem),
+      (outputs) => this.runAttendBackward({ ...problem, routing }, outputs),
     );
   }
 
@@ -414,12 +490,26 @@ export abstract class Backend extends DeviceMemory {
   protected runAttention(problem: AttentionProblem & { causal: boolean }, _outputs: AttentionResult): void {
     throw new UnsupportedError("attention", problem.dtype, this.name);
   }
+  /** Computes {@link attentionBackward} into the outputs. */
+  protected runAttentionBackward(
+    problem: AttentionBackwardProblem & { causal: boolean },
+    _outputs: AttentionGradients,
+  ): void {
+    throw new UnsupportedError("attentionBackward", problem.dtype, this.name);
+  }
   /** Computes {@link windowAttention} into the outputs. */
   protected runWindowAttention(
     problem: AttentionProblem & { window: number },
     _outputs: AttentionResult,
   ): void {
     throw new UnsupportedError("windowAttention", problem.dtype, this.name);
+  }
+  /** Computes {@link windowAttentionBackward} into the outputs. */
+  protected runWindowAttentionBackward(
+    problem: AttentionBackwardProblem & { window: number },
+    _outputs: AttentionGradients,
+  ): void {
+    throw new UnsupportedError("windowAttentionBackward", problem.dtype, this.name);
   }
   /** Computes {@link centroids} into the output. */
   protected runCentroids(problem: CentroidsProblem, _centroids: Tensor<"f32">): void {

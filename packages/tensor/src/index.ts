@@ -1,8 +1,10 @@
 export * from "./backend.js";
+export * from "./decoding.js";
 export * from "./dtype.js";
 export * from "./errors.js";
 export { leakCheck } from "./leaks.js";
 export * from "./memory.js";
+export * from "./neural.js";
 export * from "./packed.js";
 export * from "./problem.js";
 export { Routing, type RoutingInfo } from "./routing.js";

@@ -4,6 +4,7 @@ import {
   checkDType,
   checkShape,
   type DType,
+  decode,
   encode,
   sizeOf,
   storageArray,
@@ -70,6 +71,10 @@ export abstract class DeviceMemory {
   protected abstract upload(storage: Storage, data: TypedArray): void;
   /** The contents of a storage of this dtype, after all work enqueued so far. A fresh array. */
   protected abstract download(storage: Storage, dtype: DType): Promise<TypedArray>;
+  /** The values of a storage of this dtype, for backends that hold them more exactly than the dtype says. */
+  protected async downloadValues(storage: Storage, dtype: DType): Promise<Float64Array> {
+    return decode(await this.download(storage, dtype), dtype);
+  }
   /** Gives the device back. Called once. */
   protected abstract close(): void;
 
@@ -163,6 +168,12 @@ export abstract class DeviceMemory {
   async read<D extends DType>(tensor: Tensor<D>): Promise<TypedArrays[D]> {
     this.#checkOpen();
     return (await this.download(tensor.storage, tensor.dtype)) as TypedArrays[D];
+  }
+
+  /** @internal See `Tensor.values`. */
+  async readValues(tensor: Tensor): Promise<Float64Array> {
+    this.#checkOpen();
+    return this.downloadValues(tensor.storage, tensor.dtype);
   }
 
   /** @internal See `Tensor.reshape`. */

@@ -1,6 +1,7 @@
 import type { Backend } from "./backend.js";
 import { checkDType, type DType, FLOAT_DTYPES, type FloatDType } from "./dtype.js";
 import { ArgumentError, DTypeError, ShapeError } from "./errors.js";
+import type { DeviceMemory } from "./memory.js";
 import {
   blockCount,
   type CuSeqlens,
@@ -111,15 +112,15 @@ export interface KeyConvProblem {
 }
 
 /**
- * Checks that a value is a live tensor of this backend.
+ * Checks that a value is a live tensor of this backend. Without `dimensions`, any shape will do.
  * @throws ArgumentError when not, DTypeError for a dtype that is not allowed, ShapeError for another number of dimensions.
  */
 export function checkTensor<D extends DType>(
-  backend: Backend,
+  backend: DeviceMemory,
   argument: string,
   value: Tensor,
   allowed: readonly D[],
-  dimensions: string,
+  dimensions?: string,
 ): asserts value is Tensor<D> {
   if (!isTensor(value)) throw new ArgumentError(argument, value, "a tensor");
   if (value.backend !== backend) {
@@ -127,7 +128,7 @@ export function checkTensor<D extends DType>(
   }
   if (value.disposed) throw new ArgumentError(argument, "a disposed tensor", "a tensor that is not disposed");
   checkDType(argument, value.dtype, allowed);
-  if (value.shape.length !== dimensions.split(",").length)
+  if (dimensions !== undefined && value.shape.length !== dimensions.split(",").length)
     throw new ShapeError(argument, value.shape, dimensions);
 }
 

@@ -1,5 +1,5 @@
 import type { Backend } from "./backend.js";
-import { type DType, decode, sizeOf, type TypedArrays } from "./dtype.js";
+import { type DType, sizeOf, type TypedArrays } from "./dtype.js";
 import { ArgumentError, ShapeError } from "./errors.js";
 
 /** A piece of a backend's memory. Backends extend it with what they need to address the piece. */
@@ -87,7 +87,8 @@ export class Tensor<D extends DType = DType> {
    * @throws ArgumentError when disposed; DeviceError when the device failed.
    */
   async values(): Promise<Float64Array> {
-    return decode(await this.data(), this.dtype);
+    this.#checkAlive();
+    return this.backend.readValues(this);
   }
 
   /**

@@ -1,5 +1,12 @@
 import type { BlockRouting } from "../layout.js";
-import { type AttentionInputs, attentionRows, type Mask, routingMask } from "./attention.js";
+import {
+  type AttentionInputs,
+  attentionRows,
+  denseMask,
+  type Mask,
+  routingMask,
+  windowMask,
+} from "./attention.js";
 
 /** Gradients of an attention in float64. */
 export interface Gradients {
@@ -51,3 +58,13 @@ export function maskedAttentionBackward(
 export const attendBlocksBackward = (
   inputs: AttentionInputs & { dOut: Float64Array; routing: BlockRouting },
 ): Gradients => maskedAttentionBackward(inputs, routingMask(inputs.routing, inputs));
+
+/** Gradients of `denseAttention`. */
+export const denseAttentionBackward = (
+  inputs: AttentionInputs & { dOut: Float64Array; causal: boolean },
+): Gradients => maskedAttentionBackward(inputs, denseMask(inputs.causal));
+
+/** Gradients of `windowAttention`. */
+export const windowAttentionBackward = (
+  inputs: AttentionInputs & { dOut: Float64Array; window: number },
+): Gradients => maskedAttentionBackward(inputs, windowMask(inputs.window));

@@ -1,4 +1,5 @@
 import type { CuSeqlens } from "@moba-js/tensor";
+import { silu, siluDerivative } from "./silu.js";
 
 /** Inputs of the key convolution in float64. */
 export interface KeyConvInputs {
@@ -13,15 +14,6 @@ export interface KeyConvInputs {
   readonly cuSeqlens: CuSeqlens;
   /** The `W−1` keys before each sequence, `[batch, W−1, Hkv, d]`, oldest first. Default: zeros. */
   readonly history?: Float64Array;
-}
-
-/** `SiLU(s) = s·σ(s)`. */
-const silu = (s: number): number => s / (1 + Math.exp(-s));
-
-/** `SiLU'(s) = σ(s)(1 + s(1 − σ(s)))`. */
-function siluDerivative(s: number): number {
-  const sigmoid = 1 / (1 + Math.exp(-s));
-  return sigmoid * (1 + s * (1 - sigmoid));
 }
 
 /** Channel `c` of the key `lag` tokens before token `t` of sequence `s`; history or zero before the sequence begins. */

@@ -1,4 +1,4 @@
-import { blockCount, cuBlocks, sequenceLengths } from "@moba-js/tensor";
+import { blockCount, type CuSeqlens, cuBlocks, sequenceLengths } from "@moba-js/tensor";
 import { type BlockRouting, kvHeadOf, type Layout, positionOf, sequences } from "../layout.js";
 import { scoreTile } from "../paths/tile.js";
 import { centroids } from "./centroids.js";
@@ -42,9 +42,20 @@ const TILE = 16;
  * `min(k−1, c)` with the highest `q·centroid`. Not causal: the `min(k, n)` highest of all. Rows are in ascending order.
  */
 export function routeBlocks(inputs: RouteInputs): BlockRouting {
-  const { q, kvHeads, heads, headDim, blockSize, topK, causal, cuSeqlensK } = inputs;
+  const { cuSeqlensK, blockSize } = inputs;
   const means = centroids({ ...inputs, cuSeqlens: cuSeqlensK });
-  const firstBlocks = cuBlocks(cuSeqlensK, blockSize);
+  return routeByCentroids({ ...inputs, centroids: means, cuCentroids: cuBlocks(cuSeqlensK, blockSize) });
+}
+
+/**
+ * The second half of {@link routeBlocks}: routing by centroids that are there already.
+ * @param inputs.centroids `[blocks, Hkv, d]`
+ * @param inputs.cuCentroids where each sequence's centroids begin
+ */
+export function routeByCentroids(
+  inputs: Omit<RouteInputs, "k"> & { centroids: Float64Array; cuCentroids: CuSeqlens },
+): BlockRouting {
+  const { q, kvHeads, heads, headDim, blockSize, topK, causal, cuSeqlensK } = inputs;
   const longest = Math.max(0, ...sequenceLengths(cuSeqlensK));
   const mostBlocks = blockCount(longest, blockSize);
   const slots = Math.min(topK, mostBlocks);
@@ -54,11 +65,12 @@ export function routeBlocks(inputs: RouteInputs): BlockRouting {
   sequences(inputs).forEach((sequence, s) => {
     const n = blockCount(sequence.keys, blockSize);
     for (let head = 0; head < heads; head++) {
-      const firstMean = (firstBlocks[s] * kvHeads + kvHeadOf(inputs, head)) * headDim;
+      const firstMean = (inputs.cuCentroids[s] * kvHeads + kvHeadOf(inputs, head)) * headDim;
       for (let tile = 0; tile < sequence.queries; tile += TILE) {
         const count = Math.min(TILE, sequence.queries - tile);
         for (let r = 0; r < count; r++) rows[r] = ((sequence.queryBegin + tile + r) * heads + head) * headDim;
-        scoreTile(q, rows, count, means, firstMean, kvHeads * headDim, n, headDim, 1, scores, mostBlocks);
+        const step = kvHeads * headDim;
+        scoreTile(q, rows, count, inputs.centroids, firstMean, step, n, headDim, 1, scores, mostBlocks);
         for (let r = 0; r < count; r++) {
           const own = Math.floor(positionOf(sequence, tile + r) / blockSize);
           if (causal && own < 0) continue;

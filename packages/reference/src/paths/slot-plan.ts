@@ -2,7 +2,8 @@ import { blockCount } from "@moba-js/tensor";
 import { type BlockRouting, kvHeadOf, positionOf, queryRanges, type Sequence, sequences } from "../layout.js";
 import type { AttentionInputs, AttentionOutputs } from "../oracle/attention.js";
 import type { Gradients } from "../oracle/backward.js";
-import { accumulateTile, accumulateTransposed, dot, exponentiate, scoreTile } from "./tile.js";
+import { type BackwardInputs, backwardTiles } from "./backward-tile.js";
+import { accumulateTile, exponentiate, scoreTile } from "./tile.js";
 
 /*
  * The slot plan: queries are gathered block by block, so that a key block is loaded once for all that chose it, and each
@@ -142,40 +143,12 @@ export function attendSlots(
  * @param inputs.lse result of the forward pass, `[T, H]`
  * @param inputs.dOut gradient of `out`, `[T, H, d]`
  */
-export function attendSlotsBackward(
-  inputs: AttentionInputs & {
-    routing: BlockRouting;
-    out: Float64Array;
-    lse: Float64Array;
-    dOut: Float64Array;
-  },
-): Gradients {
-  const { q, k, v, out, lse, dOut, heads, kvHeads, headDim: d, scale, routing } = inputs;
+export function attendSlotsBackward(inputs: BackwardInputs & { routing: BlockRouting }): Gradients {
+  const { heads, kvHeads, headDim: d, routing } = inputs;
   const { slots, blockSize, causal } = routing;
   const step = kvHeads * d;
-  const dq = new Float64Array(q.length);
-  const dk = new Float64Array(k.length);
-  const dv = new Float64Array(v.length);
-  const p = new Float64Array(TILE * blockSize);
-  const ds = new Float64Array(TILE * blockSize);
   const rows = new Int32Array(TILE);
-
-  /** One tile: `m` query rows (offsets in `rows`) against `n` keys from `begin`. */
-  const backwardTile = (m: number, begin: number, n: number) => {
-    scoreTile(q, rows, m, k, begin, step, n, d, scale, p, n);
-    scoreTile(dOut, rows, m, v, begin, step, n, d, 1, ds, n);
-    for (let r = 0; r < m; r++) {
-      const D = dot(dOut, rows[r], out, rows[r], d);
-      for (let j = r * n; j < (r + 1) * n; j++) {
-        p[j] = Math.exp(p[j] - lse[rows[r] / d]);
-        ds[j] = p[j] * (ds[j] - D);
-      }
-    }
-    accumulateTransposed(p, n, dOut, rows, m, d, 1, dv, begin, step, n);
-    accumulateTransposed(ds, n, q, rows, m, d, scale, dk, begin, step, n);
-    accumulateTile(ds, n, k, begin, step, n, d, scale, dq, rows, m);
-  };
-
+  const { gradients, tile } = backwardTiles(inputs, TILE * blockSize);
   for (const sequence of sequences(inputs)) {
     for (let head = 0; head < heads; head++) {
       const firstKey = (sequence.keyBegin * kvHeads + kvHeadOf(inputs, head)) * d;
@@ -183,10 +156,10 @@ export function attendSlotsBackward(
       const { starts, entries } = invertRouting(routing, sequence, heads, head);
       for (let j = 0; j + 1 < starts.length; j++) {
         const n = Math.min(blockSize, sequence.keys - j * blockSize);
-        for (let tile = starts[j]; tile < starts[j + 1]; tile += TILE) {
-          const m = Math.min(TILE, starts[j + 1] - tile);
-          for (let r = 0; r < m; r++) rows[r] = rowOf(Math.floor(entries[tile + r] / slots)) * d;
-          backwardTile(m, firstKey + j * blockSize * step, n);
+        for (let first = starts[j]; first < starts[j + 1]; first += TILE) {
+          const m = Math.min(TILE, starts[j + 1] - first);
+          for (let r = 0; r < m; r++) rows[r] = rowOf(Math.floor(entries[first + r] / slots)) * d;
+          tile(rows, m, firstKey + j * blockSize * step, n);
         }
       }
       for (let i = 0; causal && i < sequence.queries; i++) {
@@ -194,9 +167,9 @@ export function attendSlotsBackward(
         if (position < 0) continue;
         const ownBegin = Math.floor(position / blockSize) * blockSize;
         rows[0] = rowOf(i) * d;
-        backwardTile(1, firstKey + ownBegin * step, position + 1 - ownBegin);
+        tile(rows, 1, firstKey + ownBegin * step, position + 1 - ownBegin);
       }
     }
   }
-  return { dq, dk, dv };
+  return gradients;
 }
