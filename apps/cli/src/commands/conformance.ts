@@ -1,0 +1,39 @@
+import { formatMatrix, GROUPS, type Group, runConformance } from "@moba-js/conformance";
+import { type Backend, FLOAT_DTYPES, type FloatDType } from "@moba-js/tensor";
+import type { Output } from "../output.js";
+
+/** Options of `moba conformance`. */
+export interface ConformanceCommandOptions {
+  /** A fresh one when not given. */
+  readonly seed?: number;
+  readonly only?: readonly Group[];
+  readonly dtype?: readonly FloatDType[];
+}
+
+/**
+ * `moba conformance`: proves a backend right against the oracle.
+ * @returns whether every check passed.
+ */
+export async function conformance(
+  backend: Backend,
+  options: ConformanceCommandOptions,
+  output: Output,
+): Promise<boolean> {
+  const { seed, only = GROUPS, dtype: dtypes = FLOAT_DTYPES } = options;
+  const progress = output.progress("conformance", only.length * dtypes.length);
+  let running: string | undefined;
+  const report = await runConformance(backend, {
+    ...(seed !== undefined && { seed }),
+    only,
+    dtypes,
+    onResult: ({ group, dtype }) => {
+      const next = `${group} ${dtype}`;
+      if (next !== running) progress.step(next);
+      running = next;
+    },
+  });
+  progress.stop();
+  output.print(formatMatrix(report));
+  output.result(report);
+  return report.failed === 0;
+}

@@ -1,0 +1,81 @@
+import type { Backend, Tensor } from "@moba-js/tensor";
+
+/** The middle value (the upper one of two). */
+export const median = (values: readonly number[]): number =>
+  values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)];
+
+/** Device milliseconds of one run of `operation`; what it makes is disposed. */
+const timeOnce = (backend: Backend, operation: () => unknown): Promise<number> =>
+  backend.time(() =>
+    backend.scope(() => {
+      operation();
+    }),
+  );
+
+/** Device milliseconds of `repeats` runs after one that is not counted. */
+export async function timeRepeated(
+  backend: Backend,
+  operation: () => unknown,
+  repeats: number,
+): Promise<number[]> {
+  await timeOnce(backend, operation);
+  const samples: number[] = [];
+  while (samples.length < repeats) samples.push(await timeOnce(backend, operation));
+  return samples;
+}
+
+/** Self-attention of a text's first tokens, MoBA against dense. */
+export interface AttentionTiming {
+  /** `N`. */
+  readonly tokens: number;
+  /** Median milliseconds. */
+  readonly moba: number;
+  /** Median milliseconds. */
+  readonly dense: number;
+  /** Runs of which `dense` is the median, and those of `moba`. */
+  readonly runs: { readonly moba: number; readonly dense: number };
+}
+
+/** What to time. */
+export interface AttentionTimingOptions {
+  /** `B`. */
+  readonly blockSize: number;
+  /** `k`. */
+  readonly topK: number;
+  /** The most runs of each. */
+  readonly repeats: number;
+  /** Seconds after which no further run of the same kind begins. */
+  readonly budget: number;
+}
+
+async function timeWithin(
+  backend: Backend,
+  operation: () => unknown,
+  { repeats, budget }: AttentionTimingOptions,
+): Promise<number[]> {
+  const samples: number[] = [];
+  let spent = 0;
+  while (samples.length < repeats && spent < budget * 1000) {
+    const sample = await timeOnce(backend, operation);
+    samples.push(sample);
+    spent += sample;
+  }
+  return samples;
+}
+
+/** Times causal self-attention, `q = k = v = x` of shape `[N, 1, d]`: MoBA and dense. */
+export async function timeSelfAttention(
+  backend: Backend,
+  x: Tensor,
+  options: AttentionTimingOptions,
+): Promise<AttentionTiming> {
+  const { blockSize, topK } = options;
+  const moba = await timeWithin(backend, () => backend.moba(x, x, x, { blockSize, topK }), options);
+  const dense = await timeWithin(backend, () => backend.attention(x, x, x), options);
+  return {
+    tokens: x.shape[0],
+    moba: median(moba),
+    dense: median(dense),
+    runs: { moba: moba.length, dense: dense.length },
+  };
+}

@@ -1,0 +1,334 @@
+import { spawnSync } from "node:child_process";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { ReferenceBackend } from "@moba-js/reference";
+import type { CentroidsProblem, Tensor } from "@moba-js/tensor";
+import { buildSync } from "esbuild";
+import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import packageJson from "../package.json" with { type: "json" };
+import { conformance } from "../src/commands/conformance.js";
+import { Output } from "../src/output.js";
+import { run } from "../src/program.js";
+import { generator, integer } from "../src/random.js";
+import { Captured, freshSeed, moba } from "./support.js";
+
+const seed = freshSeed();
+const root = fileURLToPath(new URL("../../..", import.meta.url));
+
+let folder: string;
+beforeAll(() => {
+  folder = mkdtempSync(join(tmpdir(), "moba-program-"));
+});
+afterAll(() => rmSync(folder, { recursive: true }));
+
+const file = (name: string, content: string | Uint8Array): string => {
+  const path = join(folder, name);
+  writeFileSync(path, content);
+  return path;
+};
+
+/** A small text: words of a small vocabulary, the early ones more often. */
+const smallText = (words: number): string => {
+  const random = generator("small text", seed);
+  return Array.from({ length: words }, () => `w${integer(random, 1 + integer(random, 3000))}`).join(" ");
+};
+
+describe("usage", () => {
+  it.each([
+    [[]],
+    [["fly"]],
+    [["find"]],
+    [["find", "whale", "--top-k", "0"]],
+    [["find", "whale", "--block-size", "-3"]],
+    [["find", "whale", "--block-size", "1.5"]],
+    [["find", "whale", "--passages", "many"]],
+    [["find", "whale", "--frobnicate"]],
+    [["demo", "--seed", "-1"]],
+    [["demo", "--backend", "abacus"]],
+    [["demo", "too", "many"]],
+    [["conformance", "--only", "everything"]],
+    [["conformance", "--dtype", "i32"]],
+    [["bench"]],
+    [["bench", "attention", "--heads", "4", "--kv-heads", "3"]],
+    [["bench", "attention", "--tokens", "99999999999"]],
+    [["bench", "attention", "--dtype", "f64"]],
+  ])("%j is refused with code 2, one message on stderr and nothing on stdout", async (args) => {
+    const { code, stdout, stderr } = await moba(...args);
+    expect(code).toBe(2);
+    expect(stdout).toBe("");
+    expect(stderr).not.toBe("");
+    expect(stderr).not.toMatch(/^\s+at /m);
+  });
+
+  it("names the option, the value and what was expected", async () => {
+    expect((await moba("find", "whale", "--top-k", "0")).stderr).toBe(
+      'moba: --top-k: expected an integer from 1 to 2^31 - 1, got "0"\n',
+    );
+    expect((await moba("demo", "--backend", "abacus")).stderr).toBe(
+      'moba: backend: expected one of cpu, got "abacus"\n',
+    );
+  });
+
+  it("--help and --version are no errors", async () => {
+    expect(await moba("--version")).toEqual({ code: 0, stdout: `${packageJson.version}\n`, stderr: "" });
+    const help = await moba("bench", "attention", "--help");
+    expect(help).toMatchObject({ code: 0, stderr: "" });
+    expect(help.stdout).toContain("--kv-heads");
+  });
+});
+
+describe("texts that cannot be used", () => {
+  it.each([
+    ["missing", () => join(folder, "nowhere.txt"), "ENOENT"],
+    ["a directory", () => folder, "EISDIR"],
+    ["not UTF-8", () => file("latin1.txt", Buffer.from("caf\xe9 noir", "latin1")), "byte 0xe9 at offset 3"],
+    ["empty", () => file("empty.txt", ""), "has 0 words"],
+  ])("%s: code 2 and one line naming file and reason", async (_, path, reason) => {
+    for (const command of [
+      ["find", "whale"],
+      ["demo", "--out", join(folder, "never.html")],
+    ]) {
+      const { code, stdout, stderr } = await moba(...command, "--text", path());
+      expect({ code, stdout }).toEqual({ code: 2, stdout: "" });
+      expect(stderr).toContain(path());
+      expect(stderr).toContain(reason);
+      expect(stderr.trimEnd().split("\n")).toHaveLength(1);
+    }
+    expect(existsSync(join(folder, "never.html"))).toBe(false);
+  });
+
+  it("too short for the demo: says how many words it takes", async () => {
+    const { code, stderr } = await moba("demo", "--text", file("short.txt", smallText(100)));
+    expect(code).toBe(2);
+    expect(stderr).toContain("has 100 words, at least 8192 are needed");
+  });
+});
+
+describe("doctor", () => {
+  it("says what opens here", async () => {
+    const { code, stdout } = await moba("doctor");
+    expect(code).toBe(0);
+    expect(stdout).toContain(process.version);
+    expect(stdout).toMatch(/^cpu +available/m);
+    const report = JSON.parse((await moba("doctor", "--json")).stdout);
+    expect(report.backends[0]).toMatchObject({ name: "cpu", available: true });
+  });
+});
+
+describe("find", () => {
+  const text = `${"lorem ipsum dolor sit amet ".repeat(60)}\n\na white whale\n${"consectetur elit ".repeat(90)}`;
+
+  it("prints the passage with its place", async () => {
+    const { code, stdout } = await moba(
+      "find",
+      "WHITE whale",
+      "--text",
+      file("lorem.txt", text),
+      "--top-k",
+      "2",
+    );
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/^1\. lorem\.txt, line 3 \(/m);
+    expect(stdout).toContain("a white whale");
+    expect(stdout).toContain("seed 1");
+    expect(stdout).not.toContain("\u001b");
+  });
+
+  it("prints one JSON document with --json", async () => {
+    const args = [
+      "find",
+      "white elephant",
+      "--text",
+      file("lorem.txt", text),
+      "--json",
+      "--seed",
+      String(seed),
+    ];
+    const { stdout } = await moba(...args);
+    const found = JSON.parse(stdout);
+    expect(found).toMatchObject({ known: ["white"], unknown: ["elephant"], seed, blockSize: 8, topK: 32 });
+    expect(found.passages[0].text).toContain("white whale");
+  });
+
+  it("refuses a phrase without a known word, naming it", async () => {
+    const { code, stderr } = await moba("find", "xyzzy plugh", "--text", file("lorem.txt", text));
+    expect(code).toBe(2);
+    expect(stderr).toContain('phrase: expected a word that lorem.txt holds, got "xyzzy plugh"');
+  });
+
+  describe("on a terminal", () => {
+    const onTerminal = async () => {
+      const stdout = new Captured(true);
+      const path = file("lorem.txt", text);
+      expect(await run(["find", "whale", "--text", path], { stdout, stderr: new Captured() })).toBe(0);
+      return stdout.text;
+    };
+    const { NO_COLOR } = process.env;
+    afterEach(() => {
+      if (NO_COLOR === undefined) delete process.env.NO_COLOR;
+      else process.env.NO_COLOR = NO_COLOR;
+    });
+
+    it("highlights the phrase's words, unless NO_COLOR is set", async () => {
+      delete process.env.NO_COLOR;
+      expect(await onTerminal()).toMatch(/white \p{Cc}\[\S+mwhale\p{Cc}\[/u);
+      process.env.NO_COLOR = "1";
+      expect(await onTerminal()).not.toContain("\u001b");
+    });
+  });
+});
+
+describe("conformance", () => {
+  it("prints the matrix and succeeds on the CPU backend", async () => {
+    const args = ["conformance", "--only", "centroids", "route", "--dtype", "f32", "--seed", "7"];
+    const { code, stdout, stderr } = await moba(...args);
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/^centroids +pass/m);
+    expect(stdout).toContain("seed 7");
+    expect(stderr).toContain("conformance 1/2: centroids f32");
+  });
+
+  it("fails a backend that is wrong, with a report that parses", async () => {
+    class WrongCentroids extends ReferenceBackend {
+      protected override runCentroids(problem: CentroidsProblem, output: Tensor<"f32">): void {
+        super.runCentroids(problem, output);
+        const { array } = output.storage as unknown as { array: Float32Array };
+        if (array.length > 0) array[array.length - 1] *= 1.001;
+      }
+    }
+    const stdout = new Captured();
+    const output = new Output(stdout, new Captured(), true);
+    const options = { only: ["centroids"], dtype: ["f32"], seed: 7 } as const;
+    expect(await conformance(new WrongCentroids(), options, output)).toBe(false);
+    expect(JSON.parse(stdout.text).failed).toBeGreaterThan(0);
+  });
+});
+
+describe("bench attention", () => {
+  const args = ["bench", "attention", "--tokens", "300", "--heads", "4", "--kv-heads", "2", "--dim", "16"];
+  const shape = ["--block-size", "24", "--top-k", "3", "--repeats", "3"];
+
+  it("checks, times every stage and prints the ratio", async () => {
+    const { code, stdout } = await moba(...args, ...shape);
+    expect(code).toBe(0);
+    for (const stage of ["centroids", "route", "attend", "MoBA forward", "dense forward"]) {
+      expect(stdout).toContain(stage);
+    }
+    expect(stdout).toMatch(/^dense \/ MoBA = \d+\.\d\d$/m);
+  });
+
+  it("gives all samples as JSON, of which the medians are", async () => {
+    const { stdout } = await moba(...args, ...shape, "--json", "--dtype", "bf16", "--seed", String(seed));
+    const report = JSON.parse(stdout);
+    expect(report).toMatchObject({ seed, dtype: "bf16", kvHeads: 2, repeats: 3, check: { passed: true } });
+    for (const [stage, samples] of Object.entries<number[]>(report.samples)) {
+      expect(samples).toHaveLength(3);
+      expect(report.median[stage]).toBe(samples.toSorted((a, b) => a - b)[1]);
+    }
+    expect(report.ratio).toBeCloseTo(report.median.dense / report.median.moba, 10);
+  });
+});
+
+describe("demo", () => {
+  it("measures, predicts and writes a report that stands alone", async () => {
+    const place = join(folder, "demo");
+    mkdirSync(place);
+    const out = join(place, "report <1> & more.html");
+    const text = file("R&D <b>.txt", smallText(8192));
+    const { code, stdout, stderr } = await moba(
+      "demo",
+      "--text",
+      text,
+      "--out",
+      out,
+      "--seed",
+      String(seed),
+      "--json",
+    );
+    expect(code).toBe(0);
+    const result = JSON.parse(stdout);
+    expect(result).toMatchObject({ seed, report: out, text: { name: "R&D <b>.txt", words: 8192 } });
+    expect(result.cells.length).toBeGreaterThanOrEqual(12);
+    for (const { needles, hits, predicted, inside } of result.cells) {
+      expect(needles).toBeGreaterThanOrEqual(200);
+      expect(inside).toBe(predicted.low <= hits && hits <= predicted.high);
+    }
+    // The words of this text are drawn at random; so the prediction holds, in nine of ten cells at the least.
+    expect(result.inside).toBeGreaterThanOrEqual(0.9 * result.cells.length);
+    expect(result.explanations).toHaveLength(result.cells.length - result.inside);
+    expect(result.timing.rows.map(({ tokens }: { tokens: number }) => tokens)).toEqual([8192]);
+    expect(stderr).toContain("demo 1/");
+
+    expect(readdirSync(place)).toEqual(["report <1> & more.html"]);
+    const page = readFileSync(out, "utf8");
+    expect(page).not.toMatch(/https?:|<script|<link|<img|<iframe|@import|url\(|\bsrc=|\bhref=/i);
+    expect(page).toContain("R&amp;D &lt;b&gt;.txt");
+    expect(page).not.toContain("<b>.txt");
+    expect(page.match(/<svg /g)).toHaveLength(5);
+    expect(page).toContain(`seed ${seed}`);
+    for (const sentence of result.explanations) expect(page).toContain(sentence);
+    expect(page).not.toMatch(/NaN|undefined|Infinity/);
+  });
+
+  it("refuses a place that cannot be written before it works", async () => {
+    const text = file("long.txt", smallText(8192));
+    for (const out of [join(folder, "nowhere", "report.html"), folder]) {
+      const { code, stderr } = await moba("demo", "--text", text, "--out", out);
+      expect(code).toBe(2);
+      expect(stderr).toContain(`${out}: cannot be written`);
+      expect(stderr).not.toContain("demo 1/");
+    }
+  });
+});
+
+describe("the command", () => {
+  let main: string;
+  let place: string;
+  beforeAll(() => {
+    // Beside the package's own modules, so that its dependencies resolve.
+    place = mkdtempSync(join(root, "apps/cli/test/bundle-"));
+    main = join(place, "main.mjs");
+    buildSync({
+      entryPoints: [join(root, "apps/cli/src/main.ts")],
+      bundle: true,
+      platform: "node",
+      format: "esm",
+      target: "node20",
+      packages: "external",
+      tsconfig: join(root, "tsconfig.json"),
+      outfile: main,
+    });
+  });
+  afterAll(() => rmSync(place, { recursive: true }));
+
+  const command = (...args: string[]) => spawnSync(process.execPath, [main, ...args], { encoding: "utf8" });
+
+  it("exits with 0, JSON on stdout, nothing on stderr", () => {
+    const { status, stdout, stderr } = command("doctor", "--json");
+    expect({ status, stderr }).toEqual({ status: 0, stderr: "" });
+    expect(JSON.parse(stdout).node).toBe(process.version);
+  });
+
+  it("exits with 2 and one line for bad input", () => {
+    const { status, stdout, stderr } = command("find", "whale", "--text", join(folder, "nowhere.txt"));
+    expect({ status, stdout }).toEqual({ status: 2, stdout: "" });
+    expect(stderr).toMatch(/^moba: .*nowhere\.txt: cannot be read \(ENOENT.*\)\n$/);
+  });
+
+  it("finds a phrase in Moby Dick", () => {
+    const { status, stdout } = command("find", "the whiteness of the whale");
+    expect(status).toBe(0);
+    expect(stdout).toContain("Chapter 42. The Whiteness of The Whale");
+    expect(stdout).toContain("whiteness of the whale that above all things appalled me");
+  });
+});
