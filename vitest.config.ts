@@ -8,6 +8,8 @@ export default defineConfig({
     alias: {
       "@moba-js/tensor": source("tensor"),
       "@moba-js/reference": source("reference"),
+      "@moba-js/model/node": source("model").replace("index.ts", "node.ts"),
+      "@moba-js/model": source("model"),
       "@moba-js/snr": source("snr"),
       "@moba-js/conformance": source("conformance"),
       "moba-js": source("moba-js"),

@@ -352,4 +352,40 @@ describe("a cache", () => {
       }
     }
   });
+
+  it("of 32768 keys answers a query sparsely, many times faster than densely", async () => {
+    const backend = new ReferenceBackend();
+    const random = new Random(seed + 6);
+    const [length, blockSize, shape] = [32768, 64, [2, 32]];
+    const keys = backend.zeros([length, ...shape]);
+    const means = backend.zeros([length / blockSize, ...shape]);
+    const piece = gaussian(random, [length - 1, ...shape]);
+    const cuCentroids = [0, length / blockSize];
+    const append = (k: Tensor, offset: number) => {
+      backend.copyRows(keys, k, { offsets: [offset] });
+      backend.updateCentroids(means, k, { offsets: [offset], cuCentroids, blockSize });
+    };
+    append(backend.tensor(piece.values, piece.shape), 0);
+    const token = backend.tensor(random.gaussians(64), [1, ...shape]);
+    const cuSeqlensK = [0, length];
+    const sparse = () => {
+      append(token, length - 1);
+      const routing = backend.routeCentroids(token, means, { cuSeqlensK, blockSize, topK: 8 });
+      backend.attend(token, keys, keys, routing);
+    };
+    const dense = () => {
+      append(token, length - 1);
+      backend.attention(token, keys, keys, { cuSeqlensK });
+    };
+    const median = async (run: () => void) => {
+      const times = [];
+      for (let i = 0; i < 21; i++) times.push(await backend.time(() => backend.scope(run)));
+      return times.sort((a, b) => a - b)[10];
+    };
+    const times = [await median(sparse), await median(dense)];
+    console.log(
+      `a token after 32767, 2 heads of 32: ${times[0].toFixed(2)} ms, dense ${times[1].toFixed(2)} ms`,
+    );
+    expect(times[0]).toBeLessThan(times[1] / 3);
+  });
 });

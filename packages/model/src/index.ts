@@ -1,0 +1,15 @@
+export { KvCache, type KvCacheOptions } from "./cache.js";
+export * from "./config.js";
+export * from "./generate.js";
+export * from "./loss.js";
+export { type LossPoint, lossPage } from "./loss-page.js";
+export * from "./packing.js";
+export { Random } from "./random.js";
+export * from "./safetensors.js";
+export { checkSampling, type SamplingOptions, sampleToken } from "./sampling.js";
+export { loadTensor, storeTensor } from "./storage.js";
+export { Tape, type TapeOptions, Variable } from "./tape.js";
+export * from "./tokenizer.js";
+export { JsonTokenizer, type JsonTokenizerOptions } from "./tokenizer-json.js";
+export * from "./trainer.js";
+export * from "./transformer.js";
