@@ -75,6 +75,26 @@ describe.each(Object.entries(EDGE_CASES))("%s", (name, choice) => {
 });
 
 describe("forward paths", () => {
+  it("agree when a whole block scores −Infinity", () => {
+    const shape = { heads: 1, kvHeads: 1, headDim: 1, scale: 1 };
+    const cuSeqlens = Int32Array.of(0, 4);
+    const k = Float64Array.of(0, 0, Number.NEGATIVE_INFINITY, 0);
+    const routing = {
+      indices: Int32Array.of(0, -1, 0, -1, 0, 1, 0, 1),
+      slots: 2,
+      blockSize: 2,
+      causal: true,
+    };
+    const q = Float64Array.of(1, 1, 1, 1);
+    const v = Float64Array.of(1, 2, 3, 4);
+    const inputs = { ...shape, cuSeqlens, cuSeqlensK: cuSeqlens, q, k, v, routing };
+    for (const path of [attendBlocks, attendTwoStreams, attendSlots]) {
+      const { out, lse } = path(inputs);
+      expect(maxDifference(out, Float64Array.of(1, 1.5, 1.5, 7 / 3)), path.name).toBeLessThan(1e-12);
+      expect(lse[2], path.name).toBeCloseTo(Math.log(2), 12);
+    }
+  });
+
   it("is dense attention when k ≥ n", () => {
     const random = new Random(seed + 1);
     for (let round = 0; round < 100; round++) {

@@ -99,7 +99,8 @@ export function attendSlots(
           scoreTile(q, queryRows, m, k, begin, step, n, d, scale, scores, n);
           for (let r = 0; r < m; r++) {
             const { max, sum } = exponentiate(scores, r * n, (r + 1) * n);
-            for (let c = r * n; c < (r + 1) * n; c++) scores[c] /= sum;
+            // Keys that all score −Infinity have no weight beside the row's other blocks.
+            if (sum !== 0) for (let c = r * n; c < (r + 1) * n; c++) scores[c] /= sum;
             slotLse[entries[tile + r]] = max + Math.log(sum);
           }
           accumulateTile(scores, n, v, begin, step, n, d, 1, slotOut, slotRows, m);

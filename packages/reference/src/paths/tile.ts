@@ -169,13 +169,17 @@ export function accumulateTransposed(
   }
 }
 
-/** `exp` of scores in place: `row[j] = exp(row[j] − max)`. Returns the max and the sum; an empty row gives −Infinity and 0. */
+/**
+ * `exp` of scores in place: `row[j] = exp(row[j] − max)`, 0 where all are −Infinity. Returns the max and the sum; an
+ * empty row gives −Infinity and 0.
+ */
 export function exponentiate(scores: Float64Array, begin: number, end: number): { max: number; sum: number } {
   let max = Number.NEGATIVE_INFINITY;
   for (let j = begin; j < end; j++) if (scores[j] > max) max = scores[j];
+  const shift = max === Number.NEGATIVE_INFINITY ? 0 : max;
   let sum = 0;
   for (let j = begin; j < end; j++) {
-    const e = Math.exp(scores[j] - max);
+    const e = Math.exp(scores[j] - shift);
     scores[j] = e;
     sum += e;
   }

@@ -16,6 +16,7 @@ class Stream {
 
   /** Takes in one key's score and its value row. */
   add(score: number, v: Float64Array, offset: number): void {
+    if (score === Number.NEGATIVE_INFINITY) return; // no weight
     if (score > this.max) {
       const rescale = Math.exp(this.max - score);
       this.sum *= rescale;
