@@ -11,7 +11,8 @@ export interface TextStream {
 export interface Progress {
   /** One more step is done. */
   step(description: string): void;
-  stop(): void;
+  /** `using progress = …` takes the bar away at the end of the block. */
+  [Symbol.dispose](): void;
 }
 
 /** Where a command writes: its result on standard output, everything else on standard error. */
@@ -44,7 +45,7 @@ export class Output {
     if (!this.stderr.isTTY) {
       let done = 0;
       const step = (description: string) => this.stderr.write(`${job} ${++done}/${steps}: ${description}\n`);
-      return { step, stop: () => {} };
+      return { step, [Symbol.dispose]: () => {} };
     }
     const options = {
       format: `${job} {bar} {value}/{total} {description}`,
@@ -53,7 +54,7 @@ export class Output {
     };
     const bar = new SingleBar(options, Presets.rect);
     bar.start(steps, 0, { description: "" });
-    return { step: (description) => bar.increment({ description }), stop: () => bar.stop() };
+    return { step: (description) => bar.increment({ description }), [Symbol.dispose]: () => bar.stop() };
   }
 }
 

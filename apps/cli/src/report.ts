@@ -40,7 +40,7 @@ body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.55 
 main { max-width: 1180px; margin: 0 auto; padding: 40px 24px 64px; }
 h1 { font-size: 30px; line-height: 1.2; margin: 0 0 8px; }
 h2 { font-size: 20px; margin: 44px 0 8px; }
-p { max-width: 76ch; margin: 8px 0; }
+p, li { max-width: 76ch; margin: 8px 0; }
 .soft, figcaption { color: var(--soft); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 12px; margin: 24px 0; }
 .tiles div { background: var(--panel); border-radius: 8px; padding: 14px 16px; }
@@ -261,6 +261,10 @@ ${tile(`${(longest.dense / longest.moba).toFixed(1)} ×`, `faster than dense att
 export function renderReport(result: DemoResult): string {
   const { text, backend, device, seed, headDim, topK, needles, cells, explanations, largeBlocks, timing } =
     result;
+  const insideLarge = largeBlocks.filter(({ inside }) => inside).length;
+  const adjustedLarge = largeBlocks.filter(
+    ({ adjusted, hits }) => adjusted.low <= hits && hits <= adjusted.high,
+  ).length;
   const outside =
     explanations.length === 0
       ? html`<p>No cell lies outside.</p>`
@@ -279,7 +283,7 @@ ${cellTable(cells)}
 <h2>Cells outside the interval</h2>
 ${outside}
 <h2>Larger blocks: where the model's assumption ends</h2>
-<p>The model takes keys to be independent. The words of a text are not: a topic's words come in clusters, so the scores of large blocks vary more than 1/(dB), and the prediction is too high. With the measured variance in its place it agrees again. These cells lie outside the sweep and are not counted above.</p>
+<p>The model takes keys to be independent. The words of a text need not be: where a topic's words cluster, the scores of large blocks vary more than 1 / (dB), and the prediction is too high. Of these ${largeBlocks.length} cells ${insideLarge} lie inside the model's interval, and ${adjustedLarge} inside that of the measured variance. They are not counted above.</p>
 <div class="plots">${variancePlot(result)}${adjustmentPlot(result)}</div>
 ${cellTable(largeBlocks)}
 <h2>Time of self-attention</h2>

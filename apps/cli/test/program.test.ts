@@ -12,10 +12,11 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { ReferenceBackend } from "@moba-js/reference";
-import type { CentroidsProblem, Tensor } from "@moba-js/tensor";
+import type { AttentionProblem, AttentionResult, CentroidsProblem, Tensor } from "@moba-js/tensor";
 import { buildSync } from "esbuild";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import packageJson from "../package.json" with { type: "json" };
+import { benchAttention } from "../src/commands/bench.js";
 import { conformance } from "../src/commands/conformance.js";
 import { Output } from "../src/output.js";
 import { run } from "../src/program.js";
@@ -236,6 +237,34 @@ describe("bench attention", () => {
       expect(report.median[stage]).toBe(samples.toSorted((a, b) => a - b)[1]);
     }
     expect(report.ratio).toBeCloseTo(report.median.dense / report.median.moba, 10);
+  });
+
+  it("times nothing on a backend whose results are wrong", async () => {
+    class WrongDense extends ReferenceBackend {
+      protected override runAttention(
+        problem: AttentionProblem & { causal: boolean },
+        outputs: AttentionResult,
+      ): void {
+        super.runAttention({ ...problem, scale: problem.scale * 1.01 }, outputs);
+      }
+    }
+    const stdout = new Captured();
+    const shapeOfAll = {
+      tokens: 200,
+      heads: 2,
+      dim: 16,
+      blockSize: 24,
+      topK: 3,
+      dtype: "f32",
+      repeats: 3,
+      seed,
+    } as const;
+    expect(await benchAttention(new WrongDense(), shapeOfAll, new Output(stdout, new Captured(), true))).toBe(
+      false,
+    );
+    const report = JSON.parse(stdout.text);
+    expect(report.check).toMatchObject({ passed: false, routing: { error: 0 } });
+    expect(report).not.toHaveProperty("samples");
   });
 });
 

@@ -1,7 +1,7 @@
-import type { Backend, FloatDType } from "@moba-js/tensor";
+import type { Backend, FloatDType, MobaOptions, Routing } from "@moba-js/tensor";
 import { count, duration, type Output, table } from "../output.js";
 import { gaussians, generator } from "../random.js";
-import { checkRows, type Judged } from "../row-check.js";
+import { type AttentionTensors, checkRows, type Judged } from "../row-check.js";
 import { median, timeRepeated } from "../timing.js";
 
 /** Options of `moba bench attention`. */
@@ -20,6 +20,46 @@ export interface BenchAttentionOptions {
 
 const CHECKED_ROWS = 16;
 
+/** One row of the result. */
+interface Stage {
+  readonly name: "centroids" | "route" | "attend" | "moba" | "dense";
+  readonly label: string;
+  readonly run: () => unknown;
+}
+
+/** A stage's milliseconds, run by run. */
+interface TimedStage extends Stage {
+  readonly samples: readonly number[];
+}
+
+const stagesOf = (
+  backend: Backend,
+  { q, k, v }: AttentionTensors,
+  routing: Routing,
+  options: MobaOptions,
+): Stage[] => [
+  { name: "centroids", label: "  centroids", run: () => backend.centroids(k, options) },
+  { name: "route", label: "  route, its own centroids included", run: () => backend.route(q, k, options) },
+  { name: "attend", label: "  attend", run: () => backend.attend(q, k, v, routing) },
+  { name: "moba", label: "MoBA forward", run: () => backend.moba(q, k, v, options) },
+  { name: "dense", label: "dense forward", run: () => backend.attention(q, k, v) },
+];
+
+async function timeStages(
+  backend: Backend,
+  stages: readonly Stage[],
+  repeats: number,
+  output: Output,
+): Promise<TimedStage[]> {
+  using progress = output.progress("bench attention", stages.length);
+  const timed: TimedStage[] = [];
+  for (const stage of stages) {
+    timed.push({ ...stage, samples: await timeRepeated(backend, stage.run, repeats) });
+    progress.step(stage.name);
+  }
+  return timed;
+}
+
 /**
  * `moba bench attention`: causal MoBA against dense attention of one sequence on fresh random inputs. A result is checked
  * against the oracle, on sampled rows, before anything is timed.
@@ -30,76 +70,47 @@ export async function benchAttention(
   options: BenchAttentionOptions,
   output: Output,
 ): Promise<boolean> {
-  const { tokens, heads, kvHeads = heads, dim, blockSize, topK, dtype, repeats, seed } = options;
+  const { tokens, heads, kvHeads = heads, dim: headDim, blockSize, topK, dtype, repeats, seed } = options;
   const random = generator("bench attention", seed);
-  const tensor = (count: number) =>
-    backend.tensor(gaussians(random, tokens * count * dim), [tokens, count, dim], dtype);
+  const tensor = (rows: number) =>
+    backend.tensor(gaussians(random, tokens * rows * headDim), [tokens, rows, headDim], dtype);
   using q = tensor(heads);
   using k = tensor(kvHeads);
   using v = tensor(kvHeads);
 
   const check = await checkRows(backend, { q, k, v }, { blockSize, topK }, CHECKED_ROWS, random);
-  const head = {
-    backend: backend.name,
-    device: backend.device,
-    seed,
-    tokens,
-    heads,
-    kvHeads,
-    headDim: dim,
-    blockSize,
-    topK,
-    dtype,
-    check,
-  };
-  output.print(`attention on ${backend.name} (${backend.device}), seed ${seed}`);
-  output.print(
-    `N = ${count(tokens)}, H = ${heads}, Hkv = ${kvHeads}, d = ${dim}, B = ${blockSize}, k = ${topK}, ${dtype}, causal, forward`,
-  );
+  const shape = { tokens, heads, kvHeads, headDim, blockSize, topK, dtype };
+  const setup = { backend: backend.name, device: backend.device, seed, ...shape, repeats, check };
   const against = ({ error, bound }: Judged) =>
     `${error.toExponential(1)} (at most ${bound.toExponential(1)})`;
+  output.print(`attention on ${backend.name} (${backend.device}), seed ${seed}`);
   output.print(
-    `checked on ${check.rows} rows: dense ${against(check.dense)}, MoBA ${against(check.moba)}, routing ${against(check.routing)}`,
+    `N = ${count(tokens)}, H = ${heads}, Hkv = ${kvHeads}, d = ${headDim}, B = ${blockSize}, k = ${topK}, ` +
+      `${dtype}, causal, forward`,
+  );
+  output.print(
+    `checked on ${check.rows} rows: dense ${against(check.dense)}, MoBA ${against(check.moba)}, ` +
+      `routing ${against(check.routing)}`,
   );
   if (!check.passed) {
     output.print("The check failed; a wrong result is not timed.");
-    output.result({ ...head, samples: null, median: null, ratio: null });
+    output.result(setup);
     return false;
   }
 
   using routing = backend.route(q, k, { blockSize, topK });
-  const jobs = {
-    centroids: () => backend.centroids(k, { blockSize }),
-    route: () => backend.route(q, k, { blockSize, topK }),
-    attend: () => backend.attend(q, k, v, routing),
-    moba: () => backend.moba(q, k, v, { blockSize, topK }),
-    dense: () => backend.attention(q, k, v),
-  };
-  const names = Object.keys(jobs) as (keyof typeof jobs)[];
-  const progress = output.progress("bench attention", names.length);
-  const samples: Partial<Record<keyof typeof jobs, number[]>> = {};
-  for (const name of names) {
-    samples[name] = await timeRepeated(backend, jobs[name], repeats);
-    progress.step(name);
-  }
-  progress.stop();
-  const medians = Object.fromEntries(names.map((name) => [name, median(samples[name] ?? [])]));
+  const stages = stagesOf(backend, { q, k, v }, routing, { blockSize, topK });
+  const timed = await timeStages(backend, stages, repeats, output);
+  const medians = Object.fromEntries(timed.map(({ name, samples }) => [name, median(samples)]));
   const ratio = medians.dense / medians.moba;
-  const what: Record<keyof typeof jobs, string> = {
-    centroids: "  centroids",
-    route: "  route, its own centroids included",
-    attend: "  attend",
-    moba: "MoBA forward",
-    dense: "dense forward",
-  };
-  const rows = names.map((name) => {
-    const times = samples[name] ?? [];
-    return [what[name], duration(medians[name]), duration(Math.min(...times)), duration(Math.max(...times))];
-  });
+  const rows = timed.map(({ label, samples }) =>
+    [label].concat([median(samples), Math.min(...samples), Math.max(...samples)].map(duration)),
+  );
   output.print();
   output.print(table([[`of ${repeats} runs`, "median", "least", "most"], ...rows]));
   output.print();
   output.print(`dense / MoBA = ${ratio.toFixed(2)}`);
-  output.result({ ...head, repeats, samples, median: medians, ratio });
+  const samples = Object.fromEntries(timed.map((stage) => [stage.name, stage.samples]));
+  output.result({ ...setup, samples, median: medians, ratio });
   return true;
 }

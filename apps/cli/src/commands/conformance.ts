@@ -1,4 +1,11 @@
-import { formatMatrix, GROUPS, type Group, runConformance } from "@moba-js/conformance";
+import {
+  type ConformanceReport,
+  type ConformanceResult,
+  formatMatrix,
+  GROUPS,
+  type Group,
+  runConformance,
+} from "@moba-js/conformance";
 import { type Backend, FLOAT_DTYPES, type FloatDType } from "@moba-js/tensor";
 import type { Output } from "../output.js";
 
@@ -10,6 +17,22 @@ export interface ConformanceCommandOptions {
   readonly dtype?: readonly FloatDType[];
 }
 
+/** Runs the suite; a step of the progress is one group in one dtype. */
+async function runSuite(
+  backend: Backend,
+  { seed, only = GROUPS, dtype: dtypes = FLOAT_DTYPES }: ConformanceCommandOptions,
+  output: Output,
+): Promise<ConformanceReport> {
+  using progress = output.progress("conformance", only.length * dtypes.length);
+  let running: string | undefined;
+  const onResult = ({ group, dtype }: ConformanceResult): void => {
+    const next = `${group} ${dtype}`;
+    if (next !== running) progress.step(next);
+    running = next;
+  };
+  return await runConformance(backend, { ...(seed !== undefined && { seed }), only, dtypes, onResult });
+}
+
 /**
  * `moba conformance`: proves a backend right against the oracle.
  * @returns whether every check passed.
@@ -19,20 +42,7 @@ export async function conformance(
   options: ConformanceCommandOptions,
   output: Output,
 ): Promise<boolean> {
-  const { seed, only = GROUPS, dtype: dtypes = FLOAT_DTYPES } = options;
-  const progress = output.progress("conformance", only.length * dtypes.length);
-  let running: string | undefined;
-  const report = await runConformance(backend, {
-    ...(seed !== undefined && { seed }),
-    only,
-    dtypes,
-    onResult: ({ group, dtype }) => {
-      const next = `${group} ${dtype}`;
-      if (next !== running) progress.step(next);
-      running = next;
-    },
-  });
-  progress.stop();
+  const report = await runSuite(backend, options, output);
   output.print(formatMatrix(report));
   output.result(report);
   return report.failed === 0;

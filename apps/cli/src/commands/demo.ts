@@ -41,8 +41,8 @@ async function measure(backend: Backend, text: Text, seed: number, output: Outpu
   const directions = new Directions(seed, HEAD_DIM);
   const common = { seed, topK: TOP_K, needles: NEEDLES, tokens: words.length };
   const lengths = TIMED_TOKENS.filter((tokens) => tokens <= words.length);
-  const settings = [SWEEP, LARGE_BLOCKS].map(settingsOf);
-  const progress = output.progress("demo", settings.flat().length + lengths.length);
+  const steps = [SWEEP, LARGE_BLOCKS].flatMap(settingsOf).length + lengths.length;
+  using progress = output.progress("demo", steps);
 
   const sweep = async (grid: Grid, options: SweepOptions): Promise<Cell[]> => {
     const cells: Cell[] = [];
@@ -68,7 +68,6 @@ async function measure(backend: Backend, text: Text, seed: number, output: Outpu
   const cells = await sweep(SWEEP, { ...common, attend: true });
   const largeBlocks = await sweep(LARGE_BLOCKS, { ...common, attend: false });
   const rows = await timeAll();
-  progress.stop();
   return {
     text: { name: text.name, words: words.length },
     backend: backend.name,
