@@ -4,10 +4,13 @@ import { Command, CommanderError, Option } from "commander";
 import { type BackendName, openBackend } from "moba-js";
 import { version } from "../package.json";
 import { type BenchAttentionOptions, benchAttention } from "./commands/bench.js";
+import { type BenchCostOptions, benchCost } from "./commands/bench-cost.js";
 import { type ConformanceCommandOptions, conformance } from "./commands/conformance.js";
 import { type DemoOptions, demo } from "./commands/demo.js";
 import { doctor } from "./commands/doctor.js";
 import { type FindOptions, find } from "./commands/find.js";
+import { type PlanCommandOptions, planCommand } from "./commands/plan.js";
+import { type SnrReportOptions, snrReport } from "./commands/snr-report.js";
 import { Output, type TextStream } from "./output.js";
 
 /** Where the program writes. `process` is one. */
@@ -31,6 +34,21 @@ function integerOption(flags: string, description: string, initial?: number, lea
   const option = new Option(flags, description).argParser(parse);
   return initial === undefined ? option : option.default(initial);
 }
+
+/** An option whose value is a number above 0. */
+function numberOption(flags: string, description: string, initial: number): Option {
+  const parse = (text: string): number => {
+    const value = Number(text);
+    if (text.trim() === "" || !Number.isFinite(value) || value <= 0) {
+      throw new ArgumentError(flags.split(" ")[0], text, "a number above 0");
+    }
+    return value;
+  };
+  return new Option(flags, description).argParser(parse).default(initial);
+}
+
+const dtypeOption = (): Option =>
+  new Option("--dtype <dtype>", "element type").choices(FLOAT_DTYPES).default("f32");
 
 const seedOption = (initial?: number): Option =>
   integerOption("--seed <number>", "what random numbers follow from", initial, 0);
@@ -59,6 +77,7 @@ function createProgram({ stdout, stderr }: Streams, finish: (succeeded: boolean)
     .command("demo")
     .description("block routing on a real text: theory against measurement, with a report")
     .addOption(textOption())
+    .addOption(integerOption("--words <number>", "words of the text to use, from its beginning", 16384, 8192))
     .option("--out <file>", "where the HTML report goes", "report.html")
     .addOption(backendOption())
     .addOption(seedOption(1))
@@ -106,8 +125,48 @@ function createProgram({ stdout, stderr }: Streams, finish: (succeeded: boolean)
     });
 
   program
-    .command("bench")
-    .description("measure speed")
+    .command("plan")
+    .description("block size and top-k for a wanted recall, ranked by cost")
+    .addOption(integerOption("--tokens <N>", "tokens of the context", 65536))
+    .addOption(integerOption("--dim <d>", "head dimension", 64))
+    .addOption(integerOption("--heads <H>", "heads", 16))
+    .addOption(numberOption("--separation <number>", "effective separation of the signal from noise", 2))
+    .addOption(
+      numberOption("--recall <number>", "wanted probability that the signal's block is attended", 0.95),
+    )
+    .option("--cost <file>", "a backend's coefficients, written by bench cost; an H100's, when not given")
+    .option("--out <file>", "also write a page with a chart of recall against cost")
+    .addOption(jsonOption())
+    .action((options: PlanCommandOptions & CommonOptions) => planCommand(options, outputFor(options)));
+
+  program
+    .command("snr")
+    .description("the statistical model of block routing")
+    .command("report")
+    .description("its reproduction report, simulated from scratch")
+    .option("--out <file>", "where the HTML report goes", "snr-report.html")
+    .addOption(seedOption(1))
+    .addOption(jsonOption())
+    .action((options: SnrReportOptions & CommonOptions) => snrReport(options, outputFor(options)));
+
+  const bench = program.command("bench").description("measure speed");
+  bench
+    .command("cost")
+    .description("fit the planner's cost model to a backend")
+    .addOption(integerOption("--tokens <N>", "tokens of the longest context", 4096, 1024))
+    .addOption(integerOption("--heads <H>", "heads", 1))
+    .addOption(integerOption("--dim <d>", "head dimension", 64))
+    .addOption(dtypeOption())
+    .addOption(integerOption("--repeats <number>", "runs of which the median counts", 7))
+    .option("--out <file>", "where the coefficients go", "cost.json")
+    .addOption(backendOption())
+    .addOption(seedOption(1))
+    .addOption(jsonOption())
+    .action(async (options: BenchCostOptions & CommonOptions) => {
+      using backend = await openBackend(options.backend);
+      await benchCost(backend, options, outputFor(options));
+    });
+  bench
     .command("attention")
     .description("causal MoBA against dense attention, forward")
     .addOption(integerOption("--tokens <N>", "tokens", 4096))
@@ -118,7 +177,7 @@ function createProgram({ stdout, stderr }: Streams, finish: (succeeded: boolean)
     .addOption(integerOption("--dim <d>", "head dimension", 64))
     .addOption(integerOption("--block-size <B>", "tokens a block", 128))
     .addOption(integerOption("--top-k <k>", "blocks a query attends, its own included", 8))
-    .addOption(new Option("--dtype <dtype>", "element type").choices(FLOAT_DTYPES).default("f32"))
+    .addOption(dtypeOption())
     .addOption(integerOption("--repeats <number>", "runs of which the median counts", 7))
     .addOption(backendOption())
     .addOption(seedOption(1))

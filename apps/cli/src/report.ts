@@ -20,8 +20,6 @@ export interface DemoResult {
   readonly inside: number;
   /** One sentence or two for every cell outside. */
   readonly explanations: readonly string[];
-  /** Cells of larger blocks: routing only, to show where the model ends. They are not counted in `inside`. */
-  readonly largeBlocks: readonly Cell[];
   /** `d`, `B`, `k` and times of self-attention. */
   readonly timing: {
     readonly headDim: number;
@@ -72,6 +70,12 @@ const unitAxis = (title: string): Axis => ({
   ticks: [0, 0.2, 0.4, 0.6, 0.8, 1],
   format: (value) => percent(value, 0),
 });
+
+/** Block sizes above this are where the words of a text no longer pass for independent. */
+const LARGEST_PLAIN_BLOCK = 64;
+
+const largeBlocksOf = (cells: readonly Cell[]): Cell[] =>
+  cells.filter(({ blockSize }) => blockSize > LARGEST_PLAIN_BLOCK);
 
 const blockSizeAxis = (cells: readonly Cell[]): Axis => {
   const sizes = [...new Set(cells.map(({ blockSize }) => blockSize))];
@@ -139,7 +143,8 @@ function agreementPlot({ cells, needles }: DemoResult): Html {
 }
 
 /** How the measured variance moves the predictions of large blocks. */
-function adjustmentPlot({ largeBlocks, needles }: DemoResult): Html {
+function adjustmentPlot({ cells, needles }: DemoResult): Html {
+  const largeBlocks = largeBlocksOf(cells);
   const colors = series(largeBlocks, ({ blockSize }) => blockSize);
   const drawing = plot(
     "Measured hit rate against predictions with and without the measured variance",
@@ -159,11 +164,10 @@ function adjustmentPlot({ largeBlocks, needles }: DemoResult): Html {
 }
 
 /** Hit rates against the block size, a line for each needle length. */
-function blockSizePlot({ cells, largeBlocks }: DemoResult): Html {
-  const all = [...cells, ...largeBlocks];
-  const drawing = plot("Hit rate against block size", blockSizeAxis(all), unitAxis("hit rate"), (frame) =>
-    series(all, ({ needleWords }) => needleWords).flatMap(({ value, color }) => {
-      const own = all.filter(({ needleWords }) => needleWords === value);
+function blockSizePlot({ cells }: DemoResult): Html {
+  const drawing = plot("Hit rate against block size", blockSizeAxis(cells), unitAxis("hit rate"), (frame) =>
+    series(cells, ({ needleWords }) => needleWords).flatMap(({ value, color }) => {
+      const own = cells.filter(({ needleWords }) => needleWords === value);
       const predicted = own.map((cell) => ({ x: cell.blockSize, y: cell.predicted.probability }));
       const last = predicted[predicted.length - 1];
       return [
@@ -182,11 +186,10 @@ function blockSizePlot({ cells, largeBlocks }: DemoResult): Html {
 }
 
 /** How much more the scores of noise blocks vary than those of independent keys, against the block size. */
-function variancePlot({ cells, largeBlocks }: DemoResult): Html {
-  const all = [...cells, ...largeBlocks];
-  const sizes = [...new Set(all.map(({ blockSize }) => blockSize))];
+function variancePlot({ cells }: DemoResult): Html {
+  const sizes = [...new Set(cells.map(({ blockSize }) => blockSize))];
   const points = sizes.map((x) => {
-    const ratios = all.filter(({ blockSize }) => blockSize === x).map(({ varianceRatio }) => varianceRatio);
+    const ratios = cells.filter(({ blockSize }) => blockSize === x).map(({ varianceRatio }) => varianceRatio);
     return { x, y: ratios.reduce((sum, ratio) => sum + ratio, 0) / ratios.length };
   });
   const high = Math.ceil(Math.max(1.2, ...points.map(({ y }) => y)) * 5) / 5;
@@ -198,7 +201,7 @@ function variancePlot({ cells, largeBlocks }: DemoResult): Html {
     ticks,
     format: (y: number) => y.toFixed(1),
   };
-  const drawing = plot("Variance of noise scores against block size", blockSizeAxis(all), axis, (frame) => [
+  const drawing = plot("Variance of noise scores against block size", blockSizeAxis(cells), axis, (frame) => [
     line(
       [
         { x: sizes[0], y: 1 },
@@ -226,13 +229,10 @@ function timingPlot({ timing: { rows } }: DemoResult): Html {
 }
 
 const cellTable = (cells: readonly Cell[]): Html => {
-  const attended = cells.some(({ retrieval }) => retrieval !== undefined);
-  const groups = html`<tr><th colspan="4">cell<th colspan="5">needle's block among the k best<th colspan="2">with the text's variance${attended ? html`<th colspan="3">needle has the highest weight` : ""}</tr>`;
-  const head = html`<tr><th>B<th>m<th>n<th>SNR<th>predicted<th>99 % hits<th>hits<th>measured<th>inside<th>× dB<th>predicted${attended ? html`<th>routed<th>dense<th>keys read` : ""}</tr>`;
+  const groups = html`<tr><th colspan="4">cell<th colspan="5">needle's block among the k best<th colspan="2">with the text's variance<th colspan="3">needle has the highest weight</tr>`;
+  const head = html`<tr><th>B<th>m<th>n<th>SNR<th>predicted<th>99 % hits<th>hits<th>measured<th>inside<th>× dB<th>predicted<th>routed<th>dense<th>keys read</tr>`;
   const rows = cells.map(({ predicted, adjusted, retrieval, ...cell }) => {
-    const weights = retrieval
-      ? html`<td>${percent(retrieval.routed / cell.needles)}<td>${percent(retrieval.dense / cell.needles)}<td>${percent(retrieval.keysRead)}`
-      : "";
+    const weights = html`<td>${percent(retrieval.routed / cell.needles)}<td>${percent(retrieval.dense / cell.needles)}<td>${percent(retrieval.keysRead)}`;
     return html`<tr><td>${cell.blockSize}<td>${cell.needleWords}<td>${count(cell.blocks)}<td>${cell.snr.toFixed(2)}<td>${percent(predicted.probability)}<td>${predicted.low} – ${predicted.high}<td>${cell.hits}<td>${percent(cell.hits / cell.needles)}<td class="${cell.inside ? "good" : "bad"}">${cell.inside ? "yes" : "no"}<td>${cell.varianceRatio.toFixed(2)}<td>${percent(adjusted.probability)}${weights}</tr>`;
   });
   return html`<div class="scroll"><table>${groups}${head}${rows}</table></div>`;
@@ -247,7 +247,7 @@ const timingTable = ({ timing: { rows } }: DemoResult): Html =>
 const tile = (figure: string, caption: string): Html => html`<div><b>${figure}</b>${caption}</div>`;
 
 function tiles({ cells, inside, needles, timing }: DemoResult): Html {
-  const reads = cells.flatMap(({ retrieval }) => (retrieval ? [retrieval.keysRead] : []));
+  const reads = cells.map(({ retrieval }) => retrieval.keysRead);
   const longest = timing.rows[timing.rows.length - 1];
   return html`<div class="tiles">
 ${tile(`${inside} of ${cells.length}`, "cells inside the prediction's 99 % interval")}
@@ -259,8 +259,8 @@ ${tile(`${(longest.dense / longest.moba).toFixed(1)} ×`, `faster than dense att
 
 /** The demo's result as one HTML page that needs nothing else. */
 export function renderReport(result: DemoResult): string {
-  const { text, backend, device, seed, headDim, topK, needles, cells, explanations, largeBlocks, timing } =
-    result;
+  const { text, backend, device, seed, headDim, topK, needles, cells, explanations, timing } = result;
+  const largeBlocks = largeBlocksOf(cells);
   const insideLarge = largeBlocks.filter(({ inside }) => inside).length;
   const adjustedLarge = largeBlocks.filter(
     ({ adjusted, hits }) => adjusted.low <= hits && hits <= adjusted.high,
@@ -283,9 +283,8 @@ ${cellTable(cells)}
 <h2>Cells outside the interval</h2>
 ${outside}
 <h2>Larger blocks: where the model's assumption ends</h2>
-<p>The model takes keys to be independent. The words of a text need not be: where a topic's words cluster, the scores of large blocks vary more than 1 / (dB), and the prediction is too high. Of these ${largeBlocks.length} cells ${insideLarge} lie inside the model's interval, and ${adjustedLarge} inside that of the measured variance. They are not counted above.</p>
+<p>The model takes keys to be independent. The words of a text need not be: where a topic's words cluster, the scores of large blocks vary more than 1 / (dB), and the prediction is too high. Of these ${largeBlocks.length} cells ${insideLarge} lie inside the model's interval, and ${adjustedLarge} inside that of the measured variance.</p>
 <div class="plots">${variancePlot(result)}${adjustmentPlot(result)}</div>
-${cellTable(largeBlocks)}
 <h2>Time of self-attention</h2>
 <p>Causal self-attention of the text's first words, one head of ${timing.headDim}, q = k = v, B = ${timing.blockSize}, k = ${timing.topK}, on ${backend}; medians.</p>
 <div class="plots">${timingPlot(result)}${timingTable(result)}</div>

@@ -35,8 +35,6 @@ export interface SweepOptions {
   readonly needles: number;
   /** The haystack's length in words; a cell rounds it down to whole blocks. */
   readonly tokens: number;
-  /** Whether to attend the chosen blocks, and all blocks, too. */
-  readonly attend: boolean;
 }
 
 /** How often a needle's word got the highest attention weight, out of all needles. */
@@ -68,7 +66,7 @@ export interface Cell extends Setting {
   readonly varianceRatio: number;
   /** The prediction with the measured variance in the model's place: see {@link textVariances}. */
   readonly adjusted: Prediction;
-  readonly retrieval?: Retrieval;
+  readonly retrieval: Retrieval;
 }
 
 /** All cells of a grid, by block size, then by needle length. */
@@ -176,7 +174,15 @@ export async function measureCell(
   const hit = await findHits(routing, own);
   const hits = count(hit);
   const ratio = noiseVarianceRatio(queries, await centroids.data(), own, headDim, blockSize);
-  const cell: Cell = {
+
+  const attended = backend.attend(q, k, k, routing, { scale: SHARP });
+  using _routedOut = attended.out;
+  using routedLse = attended.lse;
+  const everything = backend.attention(q, k, k, { causal: false, scale: SHARP });
+  using _denseOut = everything.out;
+  using denseLse = everything.lse;
+  const strongest = await outshines(routedLse, queries, haystack, directions);
+  return {
     ...setting,
     tokens,
     blocks,
@@ -187,22 +193,12 @@ export async function measureCell(
     inside: predicted.low <= hits && hits <= predicted.high,
     varianceRatio: ratio,
     adjusted: predictionOf(hitProbabilityOf(snr, textVariances(setting, ratio), competitors, topK), needles),
+    retrieval: {
+      routed: count(strongest.map((best, i) => best && hit[i])),
+      dense: count(await outshines(denseLse, queries, haystack, directions)),
+      keysRead: Math.min(1, (topK * blockSize) / tokens),
+    },
   };
-  if (!options.attend) return cell;
-
-  const attended = backend.attend(q, k, k, routing, { scale: SHARP });
-  using _routedOut = attended.out;
-  using routedLse = attended.lse;
-  const everything = backend.attention(q, k, k, { causal: false, scale: SHARP });
-  using _denseOut = everything.out;
-  using denseLse = everything.lse;
-  const strongest = await outshines(routedLse, queries, haystack, directions);
-  const retrieval = {
-    routed: count(strongest.map((best, i) => best && hit[i])),
-    dense: count(await outshines(denseLse, queries, haystack, directions)),
-    keysRead: Math.min(1, (topK * blockSize) / tokens),
-  };
-  return { ...cell, retrieval };
 }
 
 /** Why a cell's hits lie outside the prediction's interval, from what was measured in its text. */

@@ -22,7 +22,7 @@ const independentText = (words: number): string[] => {
 const clusteredText = (words: number, repeats: number): string[] =>
   Array.from({ length: words }, (_, i) => `word${Math.floor(i / repeats)}`);
 
-const options: SweepOptions = { seed, topK: 4, needles: 200, tokens: 8192, attend: false };
+const options: SweepOptions = { seed, topK: 4, needles: 200, tokens: 8192 };
 const sweep = async (text: readonly string[], headDim: number, grid: Parameters<typeof settingsOf>[0]) => {
   const directions = new Directions(seed, headDim);
   const cells: Cell[] = [];
@@ -152,13 +152,7 @@ describe("measureCell", () => {
     const [headDim, blockSize, needleWords, needles, topK, tokens] = [24, 16, 3, 60, 5, 2048];
     const directions = new Directions(seed, headDim);
     const cell = await leakCheck(backend, () =>
-      measureCell(
-        backend,
-        text,
-        directions,
-        { blockSize, needleWords },
-        { seed, topK, needles, tokens, attend: true },
-      ),
+      measureCell(backend, text, directions, { blockSize, needleWords }, { seed, topK, needles, tokens }),
     );
     const random = generator("haystack", seed, blockSize, needleWords);
     const haystack = buildHaystack(text, { tokens, blockSize, needles, needleWords }, random);

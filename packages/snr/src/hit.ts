@@ -61,7 +61,7 @@ function crossing(f: LogDensity, level: number, inside: number, outside: number)
  * result is accurate in relative terms, however small.
  */
 function logIntegral(f: LogDensity, reach: number): number {
-  const nodes = 256;
+  const nodes = 128;
   const mode = peak(f, -reach, reach);
   const top = f(mode);
   const low = crossing(f, top - 45, mode, -reach - 20);
@@ -110,8 +110,8 @@ function certainHit({ snr, competitors, slots }: HitOptions): 0 | 1 | undefined 
  * Given the standardized score z of the signal block, each of the n' noise blocks exceeds it independently with
  * probability `1 − Φ(√2·SNR + z)`; the signal is chosen when fewer than k' do. With one competitor and one slot this
  * is `1 − Φ(−SNR)`, the pairwise case of arXiv 2511.11571, section 3; the paper stops there, this is the exact
- * consequence of the same model for many blocks. Relative accuracy is 1e-10 or better on both sides (P(hit) may be
- * tiny, for its complement use {@link missProbability}).
+ * consequence of the same model for many blocks. Relative accuracy is 1e-10 or better for k' up to 1e5 (rounding grows
+ * with k'), however small P(hit) is; for its complement use {@link missProbability}.
  *
  * @returns 0 if `slots = 0`, 1 if `slots > competitors`, else the probability.
  * @throws ArgumentError if `competitors` or `slots` is not an integer ≥ 0, or `snr` is NaN.

@@ -273,7 +273,7 @@ function convolutionSection({ linear, convolution, ablation }: Reproduction): st
       }),
     ),
     paragraph(
-      `So the convolution helps local signal and hurts weak scattered signal: at an amplitude of 0.25 in blocks of 32 and with W = 5 the factor is ${weakTexts.join(" and ")}. The prediction leaves out that the signal block's own noise grows where SiLU is steep, an error of order (m + W)/B. Recall with 4 of 32 blocks of 64 chosen, at amplitude 1:`,
+      `So the convolution helps local signal unless it is weak, and hurts weak scattered signal: at an amplitude of 0.25 in blocks of 32 and with W = 5 the factor is ${weakTexts.join(" and ")}. The prediction leaves out that the signal block's own noise grows where SiLU is steep, an error of order (m + W)/B. Recall with 4 of 32 blocks of 64 chosen, at amplitude 1:`,
     ),
     table(
       ["signal", "predicted without", "without", "W = 3", "W = 5"],
@@ -318,7 +318,7 @@ function assumptionsSection({ assumptions }: Reproduction): string {
       ]),
     ),
     paragraph(
-      "A mean that all keys share cancels, and unequal norms of keys average out within a block. Words shared by all blocks cancel too, so plain repetition helps a little. What breaks the model most is anything that makes keys of one block alike: bursts of the same word, correlated neighbours, a topic. The variance of a block's mean then falls more slowly than 1/B, or not at all, and the SNR with it; the measured SNR knows that. Heavy tails and blocks of unequal norms make the prediction too low where recall is middling; loud blocks make it too high where recall is high, and no single SNR mends that. Signal split over blocks counts in each only by its share, and several needles compete for the slots:",
+      "A mean that all keys share cancels, and unequal norms of keys average out within a block. Words shared by all blocks cancel too, so plain repetition does little. What breaks the model most is anything that makes keys of one block alike: bursts of the same word, correlated neighbours, a topic. The variance of a block's mean then falls more slowly than 1/B, or not at all, and the SNR with it; the measured SNR knows that. Heavy tails shift it a little; blocks of unequal norms make it too low where recall is middling and too high where recall is high, and no single SNR mends that. Signal split over blocks counts in each only by its share, and several needles compete for the slots:",
     ),
     table(
       ["world, separation 2.4", "each", "at least one", "all"],

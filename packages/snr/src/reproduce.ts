@@ -383,7 +383,7 @@ function measureAssumptions(seed: number): AssumptionRow[] {
   return ASSUMPTIONS.map(([name, broken]) => {
     const outcomeAt = (separation: number): AssumptionOutcome => {
       const world = createWorld({ blocks: 64, blockSize: 64, headDim: 64, separation, ...broken });
-      const measured = simulate(world, { slots, trials: 5000, seed });
+      const measured = simulate(world, { slots, trials: 10_000, seed });
       const repaired = hitProbability({ snr: measured.empiricalSnr.value, competitors: 63, slots });
       return { predicted: predict(world, slots).recall, measured, repaired };
     };
