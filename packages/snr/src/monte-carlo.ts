@@ -104,7 +104,7 @@ function statistics(sums: Float64Array): number[] {
 export function* simulateStream(
   world: World,
   { slots, seed }: SimulationOptions,
-): Generator<SimulationResult, never> {
+): Generator<SimulationResult, never, void> {
   checkInteger("slots", slots, 0);
   const random = new Random(seed);
   const groups = Array.from({ length: JACKKNIFE_GROUPS }, () => new Float64Array(SUMS));
