@@ -1,4 +1,5 @@
 import { GROUPS } from "@moba-js/conformance";
+import { PRESETS } from "@moba-js/model";
 import { ArgumentError, DeviceError, FLOAT_DTYPES, MobaError } from "@moba-js/tensor";
 import { Command, CommanderError, Option } from "commander";
 import { type BackendName, openBackend } from "moba-js";
@@ -8,9 +9,12 @@ import { type BenchCostOptions, benchCost } from "./commands/bench-cost.js";
 import { type ConformanceCommandOptions, conformance } from "./commands/conformance.js";
 import { type DemoOptions, demo } from "./commands/demo.js";
 import { doctor } from "./commands/doctor.js";
+import { type EvaluateOptions, evaluate } from "./commands/evaluate.js";
 import { type FindOptions, find } from "./commands/find.js";
+import { type GenerateCommandOptions, generateCommand } from "./commands/generate.js";
 import { type PlanCommandOptions, planCommand } from "./commands/plan.js";
 import { type SnrReportOptions, snrReport } from "./commands/snr-report.js";
+import { type TrainOptions, train } from "./commands/train.js";
 import { Output, type TextStream } from "./output.js";
 
 /** Where the program writes. `process` is one. */
@@ -35,14 +39,33 @@ function integerOption(flags: string, description: string, initial?: number, lea
   return initial === undefined ? option : option.default(initial);
 }
 
-/** An option whose value is a number above 0. */
-function numberOption(flags: string, description: string, initial: number): Option {
+/** An option whose value is a number above 0, or 0 where that is allowed. */
+function numberOption(flags: string, description: string, initial: number, allowsZero = false): Option {
   const parse = (text: string): number => {
     const value = Number(text);
-    if (text.trim() === "" || !Number.isFinite(value) || value <= 0) {
-      throw new ArgumentError(flags.split(" ")[0], text, "a number above 0");
+    if (text.trim() === "" || !Number.isFinite(value) || value < 0 || (value === 0 && !allowsZero)) {
+      const expected = allowsZero ? "a number of at least 0" : "a number above 0";
+      throw new ArgumentError(flags.split(" ")[0], text, expected);
     }
     return value;
+  };
+  return new Option(flags, description).argParser(parse).default(initial);
+}
+
+/** An option whose values are numbers from `low` to `high`. */
+function numbersOption(
+  flags: string,
+  description: string,
+  initial: number[],
+  low: number,
+  high: number,
+): Option {
+  const parse = (text: string, before: number[]): number[] => {
+    const value = Number(text);
+    if (text.trim() === "" || !(value >= low && value <= high)) {
+      throw new ArgumentError(flags.split(" ")[0], text, `numbers from ${low} to ${high}`);
+    }
+    return before === initial ? [value] : [...before, value];
   };
   return new Option(flags, description).argParser(parse).default(initial);
 }
@@ -148,6 +171,93 @@ function createProgram({ stdout, stderr }: Streams, finish: (succeeded: boolean)
     .addOption(seedOption(1))
     .addOption(jsonOption())
     .action((options: SnrReportOptions & CommonOptions) => snrReport(options, outputFor(options)));
+
+  program
+    .command("train")
+    .description("train a model, or go on with a run that was stopped")
+    .option("--run <folder>", "where checkpoints, metrics.jsonl and loss.html go", "run")
+    .addOption(new Option("--preset <name>", "the model").choices(Object.keys(PRESETS)).default("tiny"))
+    .addOption(
+      new Option("--attention <kind>", "of every second layer").choices(["moba", "dense"]).default("moba"),
+    )
+    .addOption(
+      integerOption(
+        "--conv-width <W>",
+        "width of the key convolution; the preset's, when not given",
+        undefined,
+        0,
+      ),
+    )
+    .option("--data <file>", "text, .jsonl or .parquet; Moby Dick, when not given")
+    .option("--field <name>", "field or column of the text", "text")
+    .option("--tokenizer <file>", "a tokenizer.json; bytes, when not given")
+    .addOption(integerOption("--steps <number>", "steps of the whole run", 1000))
+    .addOption(integerOption("--batch-tokens <number>", "tokens of a batch", 512))
+    .addOption(integerOption("--sequence-tokens <number>", "the most tokens of a sequence", 512))
+    .addOption(integerOption("--accumulate <number>", "batches whose gradients make a step", 1))
+    .addOption(numberOption("--learning-rate <number>", "the highest", 4e-3))
+    .addOption(integerOption("--warmup-steps <number>", "steps until then", 20, 0))
+    .addOption(new Option("--compute <dtype>", "of activations").choices(FLOAT_DTYPES).default("f32"))
+    .option("--recompute", "keep only layer inputs for the backward pass", false)
+    .addOption(
+      integerOption("--hold-out <number>", "every so many documents, one is only evaluated on", 20, 2),
+    )
+    .addOption(integerOption("--save-every <number>", "steps from checkpoint to checkpoint", 200))
+    .addOption(integerOption("--evaluate-every <number>", "steps from evaluation to evaluation", 200))
+    .addOption(backendOption())
+    .addOption(seedOption(1))
+    .addOption(jsonOption())
+    .action(async (options: TrainOptions & CommonOptions) => {
+      using backend = await openBackend(options.backend);
+      await train(backend, options, outputFor(options));
+    });
+
+  program
+    .command("generate")
+    .description("continue a prompt, decoding sparsely")
+    .argument("<prompt>")
+    .option("--model <folder>", "a run, a checkpoint or a model", "run")
+    .addOption(integerOption("--max-tokens <number>", "tokens to generate at most", 200))
+    .addOption(numberOption("--temperature <number>", "0 takes the likeliest token", 0.8, true))
+    .addOption(
+      numberOption("--top-p <number>", "choose among the likeliest tokens of this probability", 0.95),
+    )
+    .option("--stop <texts...>", "texts to stop before")
+    .addOption(backendOption())
+    .addOption(seedOption(1))
+    .addOption(jsonOption())
+    .action(async (prompt: string, options: GenerateCommandOptions & CommonOptions) => {
+      using backend = await openBackend(options.backend);
+      await generateCommand(backend, prompt, options, outputFor(options));
+    });
+
+  program
+    .command("eval")
+    .description("perplexity, needles and routing of a model, with a report")
+    .option("--model <folder>", "a run, a checkpoint or a model", "run")
+    .addOption(textOption())
+    .addOption(integerOption("--tokens <number>", "tokens of the text for the perplexity", 8192))
+    .addOption(
+      integerOption("--sequence-tokens <number>", "tokens of a sequence, and of the look at routing", 512),
+    )
+    .addOption(
+      new Option("--needle <tasks...>", "single-needle tasks to try").choices([
+        "s-niah-1",
+        "s-niah-2",
+        "s-niah-3",
+      ]),
+    )
+    .addOption(numbersOption("--lengths <numbers...>", "prompt lengths, in tokens", [512, 1024], 1, 2 ** 24))
+    .addOption(numbersOption("--depths <numbers...>", "where the needle is", [0, 0.25, 0.5, 0.75, 1], 0, 1))
+    .addOption(integerOption("--samples <number>", "needles for each length and depth", 1))
+    .option("--out <file>", "where the HTML report goes", "eval.html")
+    .addOption(backendOption())
+    .addOption(seedOption(1))
+    .addOption(jsonOption())
+    .action(async (options: EvaluateOptions & CommonOptions) => {
+      using backend = await openBackend(options.backend);
+      await evaluate(backend, options, outputFor(options));
+    });
 
   const bench = program.command("bench").description("measure speed");
   bench

@@ -1,9 +1,17 @@
 import {
+  type AttentionInputs,
   attendBlocks,
   attendBlocksBackward,
   attendSlotsBackward,
   type BlockRouting,
+  denseAttention,
+  denseAttentionBackward,
+  denseRange,
   type Gradients,
+  rangeAttentionBackward,
+  windowAttention,
+  windowAttentionBackward,
+  windowRange,
 } from "@moba-js/reference";
 import { checksOf, routingOf, withRouting } from "./attention.js";
 import {
@@ -41,16 +49,27 @@ export function backwardCase(problem: Problem, routing: BlockRouting): BackwardC
 
 /** What `attendBackward` has to give. */
 function expectGradients({ problem, routing, out, lse }: BackwardCase): Record<string, Expectation> {
+  return compareGradients(
+    problem,
+    (round) => attendBlocksBackward({ ...problem, routing, ...(round && { round }) }),
+    () => attendSlotsBackward({ ...problem, routing, out, lse }),
+  );
+}
+
+/**
+ * What the gradients of an attention have to be.
+ * @param oracle the gradients, with probabilities and results rounded when asked to
+ * @param fromOutput the gradients from an output rounded to the dtype
+ */
+function compareGradients(
+  problem: Problem,
+  oracle: (round?: (x: number) => number) => Gradients,
+  fromOutput: () => Gradients,
+): Record<string, Expectation> {
   const { dtype, scale, headDim } = problem;
-  const reference = attendBlocksBackward({ ...problem, routing });
+  const reference = oracle();
   // Two independent errors: probabilities, their gradients and results are rounded; and D = dOut·out sees a rounded out.
-  const emulations: Gradients[] =
-    dtype === "f32"
-      ? []
-      : [
-          attendBlocksBackward({ ...problem, routing, round: rounding(dtype) }),
-          attendSlotsBackward({ ...problem, routing, out, lse }),
-        ];
+  const emulations: Gradients[] = dtype === "f32" ? [] : [oracle(rounding(dtype)), fromOutput()];
   const expect = (name: keyof Gradients, shape: readonly number[], bound: number, floor: number) => {
     const errors = emulations.map((gradients) => relativeError(gradients[name], reference[name], floor));
     const emulatedError = Math.hypot(...errors);
@@ -82,6 +101,42 @@ export function backwardCall({ backend }: Subject, given: BackwardCase): Compare
         ...backend.attendBackward(dOut, q, k, v, out, lse, created, scaleOption),
       })),
     expected: expectGradients(given),
+  };
+}
+
+/** `attentionBackward`, or `windowAttentionBackward` with a window as long as the problem's block. */
+function rangeBackwardCall({ backend }: Subject, problem: Problem, windowed: boolean): ComparedCall {
+  const { dtype, causal, cuSeqlens, cuSeqlensK, blockSize: window, scaleOption } = problem;
+  const forward = (inputs: AttentionInputs) =>
+    windowed ? windowAttention({ ...inputs, window }) : denseAttention({ ...inputs, causal });
+  const { out, lse } = forward(problem);
+  const rounded = { out: out.map(rounding(dtype)), lse: lse.map(Math.fround) };
+  const shape = queryShape(problem);
+  const options = { cuSeqlens, cuSeqlensK, ...scaleOption };
+  return {
+    inputs: {
+      ...attentionTensors(problem),
+      dOut: { values: problem.dOut, shape, dtype },
+      out: { values: rounded.out, shape, dtype },
+      lse: { values: rounded.lse, shape: shape.slice(0, 2), dtype: "f32" },
+    },
+    run: ({ dOut, q, k, v, out, lse }) => ({
+      ...(windowed
+        ? backend.windowAttentionBackward(dOut, q, k, v, out, lse, { ...options, window })
+        : backend.attentionBackward(dOut, q, k, v, out, lse, { ...options, causal })),
+    }),
+    expected: compareGradients(
+      problem,
+      (round) => {
+        const inputs = { ...problem, ...(round && { round }) };
+        return windowed ? windowAttentionBackward({ ...inputs, window }) : denseAttentionBackward(inputs);
+      },
+      () =>
+        rangeAttentionBackward(
+          { ...problem, ...rounded },
+          windowed ? windowRange(window) : denseRange(causal),
+        ),
+    ),
   };
 }
 
@@ -188,3 +243,18 @@ export const backwardChecks = (subject: Subject): Check[] => [
   ),
   ...differenceChecks(subject),
 ];
+
+/** `attentionBackward` against the oracle. */
+export const denseBackwardChecks = (subject: Subject): Check[] =>
+  checksOf(subject, ["attentionBackward"], BACKWARD_CASES, (problem) =>
+    compared(rangeBackwardCall(subject, problem, false)),
+  );
+
+/** `windowAttentionBackward` against the oracle. */
+export const windowBackwardChecks = (subject: Subject): Check[] =>
+  checksOf(
+    subject,
+    ["windowAttentionBackward"],
+    BACKWARD_CASES.filter(({ causal }) => causal !== false),
+    (problem) => compared(rangeBackwardCall(subject, problem, true)),
+  );

@@ -11,8 +11,10 @@ import {
 import { attendChecks, denseChecks, mobaChecks, windowChecks } from "./attention.js";
 import { badInputChecks } from "./bad-input.js";
 import type { Check, Subject } from "./check.js";
-import { backwardChecks } from "./gradients.js";
+import { decodingChecks } from "./decoding.js";
+import { backwardChecks, denseBackwardChecks, windowBackwardChecks } from "./gradients.js";
 import { keyConvBackwardChecks, keyConvChecks } from "./key-conv.js";
+import { neuralChecks } from "./neural.js";
 import { nonFiniteChecks } from "./non-finite.js";
 import { propertyChecks } from "./properties.js";
 import {
@@ -47,13 +49,17 @@ declare function clearTimeout(timer: unknown): void;
 const CHECKS: Readonly<Record<Group, (subject: Subject) => Check[]>> = {
   tensors: tensorChecks,
   attention: denseChecks,
+  attentionBackward: denseBackwardChecks,
   windowAttention: windowChecks,
+  windowAttentionBackward: windowBackwardChecks,
   centroids: centroidChecks,
   route: routeChecks,
   attend: attendChecks,
   attendBackward: backwardChecks,
   keyConv: keyConvChecks,
   keyConvBackward: keyConvBackwardChecks,
+  ...neuralChecks,
+  ...decodingChecks,
   moba: mobaChecks,
   nonFinite: nonFiniteChecks,
   properties: propertyChecks,

@@ -20,7 +20,6 @@ import {
   windowAttention,
 } from "@moba-js/reference";
 import {
-  type AnyOperation,
   type AttentionOptions,
   type AttentionProblem,
   type AttentionResult,
@@ -30,6 +29,7 @@ import {
   type FloatDType,
   type KeyConvHistoryProblem,
   type MobaOptions,
+  type Operation,
   roundTo,
   type Storage,
   type Tensor,
@@ -384,7 +384,7 @@ class ClaimsTooMuch extends ReferenceBackend {
 }
 
 class DeniesAndRuns extends ReferenceBackend {
-  override supports(operation: AnyOperation, dtype: DType): boolean {
+  override supports(operation: Operation, dtype: DType): boolean {
     return operation !== "attention" && super.supports(operation, dtype);
   }
   override attention(q: Tensor, k: Tensor, v: Tensor): AttentionResult {

@@ -1,5 +1,5 @@
 import { ReferenceBackend } from "@moba-js/reference";
-import { type AnyOperation, type DType, FLOAT_DTYPES, OPERATIONS } from "@moba-js/tensor";
+import { type DType, FLOAT_DTYPES, OPERATIONS, type Operation } from "@moba-js/tensor";
 import { describe, expect, it } from "vitest";
 import {
   type ConformanceOptions,
@@ -41,7 +41,7 @@ describe("a right backend passes", () => {
 
 /** A backend that lacks bf16 and the backward pass. */
 class Partial extends ReferenceBackend {
-  override supports(operation: AnyOperation, dtype: DType): boolean {
+  override supports(operation: Operation, dtype: DType): boolean {
     return dtype !== "bf16" && operation !== "attendBackward" && super.supports(operation, dtype);
   }
 }

@@ -1,6 +1,6 @@
+import { Random } from "@moba-js/snr";
 import { ArgumentError, checkPositiveInteger } from "@moba-js/tensor";
 import { KvCache } from "./cache.js";
-import { Random } from "./random.js";
 import { checkSampling, type SamplingOptions, sampleToken } from "./sampling.js";
 import { Tape, Variable } from "./tape.js";
 import type { Tokenizer } from "./tokenizer.js";
@@ -40,7 +40,7 @@ export async function* generate(
   tokenizer: Tokenizer,
   prompts: readonly string[],
   options: GenerateOptions,
-): AsyncGenerator<GeneratedPiece> {
+): AsyncGenerator<GeneratedPiece, void, void> {
   const { maxTokens, stop = [], seed = 0, prefillTokens = 512 } = options;
   checkPositiveInteger("maxTokens", maxTokens);
   checkPositiveInteger("prefillTokens", prefillTokens);

@@ -1,10 +1,12 @@
 export { KvCache, type KvCacheOptions } from "./cache.js";
 export * from "./config.js";
+export * from "./evaluation-page.js";
 export * from "./generate.js";
+export * from "./inspect.js";
 export * from "./loss.js";
 export { type LossPoint, lossPage } from "./loss-page.js";
+export * from "./needles.js";
 export * from "./packing.js";
-export { Random } from "./random.js";
 export * from "./safetensors.js";
 export { checkSampling, type SamplingOptions, sampleToken } from "./sampling.js";
 export { loadTensor, storeTensor } from "./storage.js";

@@ -1,5 +1,5 @@
+import { Random } from "@moba-js/snr";
 import { type CuSeqlens, checkPositiveInteger, cuSeqlensFromLengths, FormatError } from "@moba-js/tensor";
-import { Random } from "./random.js";
 import type { Tokenizer } from "./tokenizer.js";
 
 /** Where documents come from: an ordered list that is read in pieces, as often as wanted. */
@@ -55,6 +55,16 @@ export interface PackingOptions {
 /** The first document of the first epoch. */
 export const START: DataPosition = { epoch: 0, document: 0, token: 0 };
 
+/** The numbers from 0 to `count − 1` in random order (Fisher and Yates). */
+function permutation(count: number, random: Random): Int32Array {
+  const order = Int32Array.from({ length: count }, (_, i) => i);
+  for (let i = count - 1; i > 0; i--) {
+    const j = random.integer(i + 1);
+    [order[i], order[j]] = [order[j], order[i]];
+  }
+  return order;
+}
+
 /** The documents of one epoch from a place on, shuffled in groups; the order depends on seed and epoch only. */
 async function* shuffledDocuments(
   { source, seed, shuffleDocuments = 1024 }: PackingOptions,
@@ -65,8 +75,10 @@ async function* shuffledDocuments(
   let number = firstGroup;
   let group: string[] = [];
   function* shuffled(): Iterable<string> {
-    const random = new Random((Math.imul(seed, 0x9e3779b1) ^ Math.imul(epoch + 1, 0x85ebca6b)) + number);
-    for (const i of random.permutation(group.length).subarray(skip)) yield group[i];
+    // Different seeds, epochs and groups have different orders.
+    const mixed =
+      Math.imul(seed, 0x9e3779b1) ^ Math.imul(epoch + 1, 0x85ebca6b) ^ Math.imul(number, 0xc2b2ae35);
+    for (const i of permutation(group.length, new Random(mixed >>> 0)).subarray(skip)) yield group[i];
     skip = 0;
     number += 1;
     group = [];
@@ -88,7 +100,7 @@ async function* shuffledDocuments(
 export async function* packedBatches(
   options: PackingOptions,
   from: DataPosition = START,
-): AsyncGenerator<{ batch: PackedTokens; next: DataPosition }> {
+): AsyncGenerator<{ batch: PackedTokens; next: DataPosition }, never, void> {
   const { source, tokenizer, batchTokens, sequenceTokens } = options;
   checkPositiveInteger("batchTokens", batchTokens);
   checkPositiveInteger("sequenceTokens", sequenceTokens);

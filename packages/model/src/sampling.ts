@@ -1,5 +1,5 @@
+import type { Random } from "@moba-js/snr";
 import { ArgumentError } from "@moba-js/tensor";
-import type { Random } from "./random.js";
 
 /** How the next token is chosen. */
 export interface SamplingOptions {

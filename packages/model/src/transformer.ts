@@ -1,3 +1,4 @@
+import { Random } from "@moba-js/snr";
 import {
   type Backend,
   type CuSeqlens,
@@ -15,7 +16,6 @@ import {
   type ModelConfig,
   parameterShapes,
 } from "./config.js";
-import { Random } from "./random.js";
 import { type Tape, Variable } from "./tape.js";
 
 /** Queries, keys and values of one layer, before the key convolution. */

@@ -1,6 +1,7 @@
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { gzipSync } from "node:zlib";
 import { FormatError } from "@moba-js/tensor";
 import { parquetWriteBuffer } from "hyparquet-writer";
 import { afterAll, describe, expect, it } from "vitest";
@@ -246,6 +247,10 @@ describe("Parquet", () => {
     for (const from of [0, 1, 15, 16, 33, 39, 40, 100])
       expect(await load(file("SNAPPY"), from)).toEqual(texts.slice(from));
     expect(await load(file("UNCOMPRESSED"))).toEqual(texts);
+    const gzip = (bytes: Uint8Array) => new Uint8Array(gzipSync(bytes));
+    const columns = [{ name: "text", data: texts, type: "STRING" as const }];
+    const zipped = parquetWriteBuffer({ codec: "GZIP", compressors: { GZIP: gzip }, columnData: columns });
+    expect(await load(new Uint8Array(zipped))).toEqual(texts);
     // Few different texts: the writer makes a dictionary.
     const repeated = Array.from({ length: 300 }, () => random.pick(["a", "bc", "", "漢字"]));
     const columnData = [{ name: "text", data: repeated, type: "STRING" as const }];
@@ -257,6 +262,13 @@ describe("Parquet", () => {
     await expect(load(file("SNAPPY"), 0, "score")).rejects.toThrow(FormatError);
     await expect(load(new Uint8Array(0))).rejects.toThrow(FormatError);
     await expect(collect(parquetSource(join(scratch, "missing.parquet")))).rejects.toThrow(FormatError);
+  });
+
+  it("with a null is refused", async () => {
+    const columnData = [{ name: "text", data: ["a", null, "b"], type: "STRING" as const }];
+    await expect(load(new Uint8Array(parquetWriteBuffer({ columnData })))).rejects.toThrow(
+      "a row without text",
+    );
   });
 
   it.each(["SNAPPY", "UNCOMPRESSED"] as const)("(%s) damaged at random is refused or read", (codec) =>

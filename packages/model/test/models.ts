@@ -41,3 +41,26 @@ export function randomModel(backend: Backend, config: ModelConfig, random: TestR
 /** Random lengths of packed sequences, some empty. */
 export const randomLengths = (random: TestRandom, longest: number): number[] =>
   Array.from({ length: random.int(1, 4) }, () => (random.uniform() < 0.2 ? 0 : random.int(1, longest)));
+
+/**
+ * A model that says a chain of distinct tokens: after each its likeliest next one is the one that follows it. Its layers add nothing
+ * to the residual stream, and with `E_i = 3^i (e_i + e_{i+1})` the product `E_i·E_j` is highest for `j = i + 1`.
+ */
+export function chainModel(backend: Backend, vocabulary: number, chain: readonly number[]): Transformer {
+  const config = {
+    ...miniature({ kind: "moba", blockSize: 4, topK: 2, convWidth: 0 }),
+    vocabulary,
+    hidden: chain.length + 1,
+  };
+  const parameters = new Map<string, Tensor>();
+  for (const [name, shape] of parameterShapes(config)) {
+    const values = new Float32Array(shape.reduce((a, b) => a * b, 1)).fill(name.includes("norm") ? 1 : 0);
+    if (name === "embedding.weight") {
+      chain.forEach((token, i) => {
+        values.fill(3 ** i, token * config.hidden + i, token * config.hidden + i + 2);
+      });
+    }
+    parameters.set(name, backend.tensor(values, shape));
+  }
+  return new Transformer(backend, config, parameters);
+}

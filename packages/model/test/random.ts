@@ -1,4 +1,4 @@
-import { Random } from "../src/random.js";
+import { Random } from "@moba-js/snr";
 
 /** A fresh seed, printed by the test that uses it. `SEED=n` repeats a run. */
 export const freshSeed = (): number => Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 31));

@@ -1,6 +1,5 @@
 import {
   type AdamWProblem,
-  type AnyOperation,
   type AttendBackwardProblem,
   type AttendProblem,
   type AttentionBackwardProblem,
@@ -19,6 +18,7 @@ import {
   type KeyConvHistoryProblem,
   type KeyConvProblem,
   type MatmulProblem,
+  type Operation,
   type RmsNormProblem,
   type RopeProblem,
   type RouteCentroidsProblem,
@@ -111,7 +111,7 @@ export class ReferenceBackend extends Backend {
     this.#exact = options.exact === true;
   }
 
-  supports(_operation: AnyOperation, dtype: DType): boolean {
+  supports(_operation: Operation, dtype: DType): boolean {
     return (FLOAT_DTYPES as readonly DType[]).includes(dtype);
   }
 

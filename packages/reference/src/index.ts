@@ -15,5 +15,6 @@ export { type RouteInputs, routeBlocks, routeByCentroids, selectTop } from "./or
 export * from "./oracle/running-centroids.js";
 export * from "./oracle/swiglu.js";
 export type { BackwardInputs } from "./paths/backward-tile.js";
+export { denseRange, type KeyRange, rangeAttentionBackward, windowRange } from "./paths/range-attention.js";
 export { attendSlots, attendSlotsBackward } from "./paths/slot-plan.js";
 export { attendTwoStreams } from "./paths/two-streams.js";

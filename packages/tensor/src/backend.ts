@@ -1,7 +1,7 @@
-import { type DecodingOperation, DecodingOperations } from "./decoding.js";
+import { DECODING_OPERATIONS, type DecodingOperation, DecodingOperations } from "./decoding.js";
 import { checkShape, type DType, FLOAT_DTYPES, type FloatDType, sizeOf } from "./dtype.js";
 import { ArgumentError, DeviceError, DTypeError, ShapeError, UnsupportedError } from "./errors.js";
-import type { NeuralOperation } from "./neural.js";
+import { NEURAL_OPERATIONS, type NeuralOperation } from "./neural.js";
 import { type CuSeqlens, type CuSeqlensInput, checkCuSeqlens, cuBlocks } from "./packed.js";
 import {
   type AttentionOptions,
@@ -28,32 +28,32 @@ import { isTensor, type Tensor } from "./tensor.js";
 /** The operations of a backend, by the names that {@link Backend.supports} takes. */
 export type Operation =
   | "attention"
+  | "attentionBackward"
   | "windowAttention"
+  | "windowAttentionBackward"
   | "centroids"
   | "route"
   | "attend"
   | "attendBackward"
   | "keyConv"
-  | "keyConvBackward";
-
-/** {@link Operation} and the operations that training and decoding add. */
-export type AnyOperation =
-  | Operation
-  | "attentionBackward"
-  | "windowAttentionBackward"
+  | "keyConvBackward"
   | NeuralOperation
   | DecodingOperation;
 
 /** Every operation, in the order of the class. */
 export const OPERATIONS: readonly Operation[] = [
   "attention",
+  "attentionBackward",
   "windowAttention",
+  "windowAttentionBackward",
   "centroids",
   "route",
   "attend",
   "attendBackward",
   "keyConv",
   "keyConvBackward",
+  ...NEURAL_OPERATIONS,
+  ...DECODING_OPERATIONS,
 ];
 
 /** The result of an attention. */
@@ -122,9 +122,9 @@ export interface AttendBackwardProblem extends AttentionBackwardProblem {
  */
 export abstract class Backend extends DecodingOperations {
   /** Whether an operation is implemented for a dtype of its main inputs. */
-  abstract override supports(operation: AnyOperation, dtype: DType): boolean;
+  abstract override supports(operation: Operation, dtype: DType): boolean;
 
-  #checkSupport(operation: AnyOperation, dtype: DType): void {
+  #checkSupport(operation: Operation, dtype: DType): void {
     if (!this.supports(operation, dtype)) throw new UnsupportedError(operation, dtype, this.name);
   }
 

@@ -16,6 +16,9 @@ import type { DocumentSource } from "../packing.js";
  * the library's decoders trust the counts in a page: in a damaged file they run on without end.
  */
 
+/** The most rows of a row group: a few bytes can stand for as many rows as they say. Real files have at most about a million. */
+const MOST_ROWS = 2 ** 24;
+
 /** The most bytes that a page may say it decompresses to. Pages of real files have about one million. */
 const LARGEST_PAGE = 2 ** 28;
 
@@ -63,6 +66,7 @@ async function readTexts(
   if (chunk.type !== "BYTE_ARRAY" || element.repetition_type === "REPEATED") {
     throw new RangeError(`column "${column}" is not of texts`);
   }
+  if (count < 0 || count > MOST_ROWS) throw new RangeError(`a row group of ${count} rows`);
   const bytes = await chunkBytes(file, chunk);
   const texts: string[] = [];
   let dictionary: string[] = [];
