@@ -333,7 +333,8 @@ describe("the command", () => {
       platform: "node",
       format: "esm",
       target: "node20",
-      packages: "external",
+      // Of the packages' own dependencies the bundle has a copy: they do not resolve from here.
+      external: ["@stdlib/*", "cli-progress", "commander"],
       tsconfig: join(root, "tsconfig.json"),
       outfile: main,
     });

@@ -147,8 +147,9 @@ const BUGS: Readonly<Record<string, readonly [group: Group, backend: () => Refer
         protected override runRouteCentroids(problem: RouteCentroidsProblem, indices: Tensor<"i32">): void {
           super.runRouteCentroids(problem, indices);
           const slots = indices.shape[2];
-          const stored = arrayOf(indices);
-          for (let i = slots - 1; i < stored.length; i += slots) stored[i] = -1;
+          arrayOf(indices).forEach((_, i, stored) => {
+            if (i % slots === 0) stored[i] = -1;
+          });
         }
       })(),
   ],

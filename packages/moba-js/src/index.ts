@@ -1,3 +1,4 @@
+export * from "@moba-js/model";
 export * from "@moba-js/reference";
 export * from "@moba-js/snr";
 export * from "@moba-js/tensor";
