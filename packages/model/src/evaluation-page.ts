@@ -12,9 +12,15 @@ export interface Evaluation {
   readonly routing?: readonly HeadInspection[];
 }
 
-const STYLE = `body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.3rem .7rem;text-align:right}
-.heat td{color:#111;min-width:3rem;text-align:center}`;
+const STYLE = `:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #8884}
+p{max-width:44rem;opacity:.75}.heat td{color:#111;min-width:3rem;text-align:center}`;
+
+/** What the columns of the routing table say. */
+const ROUTING_LEGEND =
+  "Attention found: the share of dense attention's probability that lies in the blocks that the head chose, beside what as " +
+  "many random blocks hold. SNR and recall: of the block with the key of the highest attention, by the statistical model " +
+  "(arXiv 2511.11571, section 3) and as measured on block scores.";
 
 /** An HTML table of plain cells. */
 const table = (head: readonly string[], rows: readonly (readonly string[])[]): string =>
@@ -77,9 +83,10 @@ export function evaluationPage({ loss, needles = [], routing = [] }: Evaluation)
       ? `<h2>Perplexity</h2><p>${loss.perplexity.toFixed(3)} (${loss.loss.toFixed(4)} nats a token, ${loss.tokens} tokens)</p>`
       : "",
     ...tasks.map(
-      (task) => `<h2>${task}: answers right</h2>${heatMap(needles.filter((cell) => cell.task === task))}`,
+      (task) =>
+        `<h2>${task}</h2><p>Answers right, by length of the prompt and depth of the needle.</p>${heatMap(needles.filter((cell) => cell.task === task))}`,
     ),
-    routing.length > 0 ? `<h2>Routing</h2>${routingTable(routing)}` : "",
+    routing.length > 0 ? `<h2>Routing</h2><p>${ROUTING_LEGEND}</p>${routingTable(routing)}` : "",
   ];
   return `<!doctype html>
 <html lang="en">
