@@ -24,9 +24,9 @@ export async function moba(...args: string[]): Promise<Outcome> {
   return { code, stdout: stdout.text, stderr: stderr.text };
 }
 
-/** A fresh seed, printed so that a failure can be repeated with `TEST_SEED`. */
+/** A fresh seed, printed so that a failure can be repeated with `SEED`. */
 export function freshSeed(): number {
-  const seed = Number(process.env.TEST_SEED ?? Math.floor(Math.random() * 2 ** 31));
-  console.log(`TEST_SEED=${seed}`);
+  const seed = Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 31));
+  console.log(`SEED=${seed}`);
   return seed;
 }
