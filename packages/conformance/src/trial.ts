@@ -50,19 +50,15 @@ async function withInputs<T>(
 }
 
 /** Runs the call once on these tensors and brings the results to the host. */
-async function callOnce(
-  call: Call,
-  tensors: Named<Tensor>,
-): Promise<{ stored: Named<TypedArray>; outputs: Named<HostTensor> }> {
+async function callOnce(call: Call, tensors: Named<Tensor>): Promise<Named<HostTensor>> {
   const results = call.run(tensors);
   try {
     const stored = await download(results);
-    const outputs = mapNamed(results, ({ shape, dtype }, name) => ({
+    return mapNamed(results, ({ shape, dtype }, name) => ({
       shape,
       dtype,
       values: decode(stored[name], dtype),
     }));
-    return { stored, outputs };
   } finally {
     for (const tensor of Object.values(results)) tensor.dispose();
   }
@@ -70,7 +66,7 @@ async function callOnce(
 
 /** Runs a call once. */
 export const compute = (backend: Backend, call: Call): Promise<Named<HostTensor>> =>
-  withInputs(backend, call, async (tensors) => (await callOnce(call, tensors)).outputs);
+  withInputs(backend, call, (tensors) => callOnce(call, tensors));
 
 /** Whether two arrays hold the same bits. */
 function sameBits(a: TypedArray, b: TypedArray): boolean {
@@ -84,10 +80,23 @@ export function judgeSameBits(
   actual: Named<TypedArray>,
   expected: Named<TypedArray>,
 ): Outcome {
-  const differing = Object.keys(expected).filter((name) => !sameBits(actual[name], expected[name]));
+  return judgeSame(check, expected, (name) => sameBits(actual[name], expected[name]));
+}
+
+/** The outcome of a comparison of named arrays. */
+function judgeSame(check: string, expected: Named<unknown>, same: (name: string) => boolean): Outcome {
+  const differing = Object.keys(expected).filter((name) => !same(name));
   return differing.length === 0
     ? { check, passed: true }
     : { check, passed: false, message: `${differing.join(", ")} differ${differing.length > 1 ? "" : "s"}` };
+}
+
+/** The outcome of comparing values one by one: bit by bit, but any NaN is like any other, since nothing defines its bits. */
+function judgeSameValues(check: string, actual: Named<HostTensor>, expected: Named<HostTensor>): Outcome {
+  return judgeSame(check, expected, (name) => {
+    const [a, b] = [actual[name].values, expected[name].values];
+    return a.length === b.length && b.every((value, i) => Object.is(value, a[i]));
+  });
 }
 
 /** Runs `body` on inputs as tensors, and adds two outcomes: the inputs are as they were, every tensor made was disposed. */
@@ -109,7 +118,7 @@ export const runTrial = (backend: Backend, trial: Trial): Promise<Outcome[]> =>
   observed(backend, trial, async (tensors) => {
     const first = await callOnce(trial, tensors);
     const second = await callOnce(trial, tensors);
-    return [...trial.judge(first.outputs), judgeSameBits("same bits twice", second.stored, first.stored)];
+    return [...trial.judge(first), judgeSameValues("same bits twice", second, first)];
   });
 
 /** Runs `body` and adds the outcome of the leak check. */
