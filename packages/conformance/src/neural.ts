@@ -55,6 +55,12 @@ export class Draw {
     const values = Float64Array.from({ length: count }, () => this.#random.integer(low, high));
     return { shape: [count], dtype: "i32", values };
   }
+
+  /** Targets of a loss over so many columns; of each three, the second is −1 and the third `columns`: ignored. */
+  targets(tokens: number, columns: number): HostTensor {
+    const drawn = this.integers(tokens, 0, columns - 1);
+    return { ...drawn, values: drawn.values.map((target, i) => [target, -1, columns][i % 3]) };
+  }
 }
 
 /** What a result has to be: the oracle's, and in low precision as close as that rounded. */
@@ -299,7 +305,7 @@ export const neuralChecks: Readonly<Record<NeuralOperation, (subject: Subject) =
     }),
   crossEntropy: checksFor("crossEntropy", LOGITS, ({ backend, dtype }, [tokens, columns, factor], draw) => {
     const logits = draw.floats([tokens, columns], dtype, factor);
-    const targets = draw.integers(tokens, -1, columns); // −1 and `columns` are ignored
+    const targets = draw.targets(tokens, columns);
     const { loss, lse } = crossEntropy({ logits: logits.values, targets: integersOf(targets), columns });
     const f32 = { shape: [tokens], dtype: "f32" as const, bound: F32_BOUND, floor: 1 };
     return {
@@ -313,7 +319,7 @@ export const neuralChecks: Readonly<Record<NeuralOperation, (subject: Subject) =
     LOGITS,
     ({ backend, dtype }, [tokens, columns, factor], draw) => {
       const logits = draw.floats([tokens, columns], dtype, factor);
-      const targets = draw.integers(tokens, -1, columns);
+      const targets = draw.targets(tokens, columns);
       const dLoss = draw.floats([tokens], "f32");
       const inputs = { logits: logits.values, targets: integersOf(targets), columns };
       const lse = crossEntropy(inputs).lse.map(Math.fround);
