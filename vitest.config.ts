@@ -1,9 +1,16 @@
 import { fileURLToPath } from "node:url";
-import { defineConfig } from "vitest/config";
+import { defineConfig, type Plugin } from "vitest/config";
 
 const source = (name: string) => fileURLToPath(new URL(`./packages/${name}/src/index.ts`, import.meta.url));
 
+/** WGSL files as their text, as the builds of the packages have them. */
+const wgsl: Plugin = {
+  name: "wgsl",
+  transform: (code, id) => (id.endsWith(".wgsl") ? `export default ${JSON.stringify(code)}` : undefined),
+};
+
 export default defineConfig({
+  plugins: [wgsl],
   resolve: {
     alias: {
       "@moba-js/tensor": source("tensor"),
@@ -11,7 +18,9 @@ export default defineConfig({
       "@moba-js/model/node": source("model").replace("index.ts", "node.ts"),
       "@moba-js/model": source("model"),
       "@moba-js/snr": source("snr"),
+      "@moba-js/cuda": source("cuda"),
       "@moba-js/conformance": source("conformance"),
+      "@moba-js/webgpu": source("webgpu"),
       "moba-js": source("moba-js"),
     },
   },

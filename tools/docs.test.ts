@@ -3,7 +3,7 @@ import ts from "typescript";
 import { describe, expect, it } from "vitest";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
-const packages = ["tensor", "reference", "snr", "conformance", "model", "moba-js"];
+const packages = ["tensor", "reference", "snr", "conformance", "model", "cuda", "webgpu", "moba-js"];
 const entryOf = (name: string) => `${root}packages/${name}/src/index.ts`;
 const { config } = ts.readConfigFile(`${root}tsconfig.json`, ts.sys.readFile);
 const { options } = ts.parseJsonConfigFileContent(config, ts.sys, root);

@@ -7,7 +7,7 @@ import { expect, it } from "vitest";
 
 const packages = fileURLToPath(new URL("../packages/", import.meta.url));
 
-it.each(["tensor", "reference", "snr", "conformance", "model", "moba-js"])(
+it.each(["tensor", "reference", "snr", "conformance", "model", "cuda", "webgpu", "moba-js"])(
   "the first example of %s/README.md runs",
   (name) => {
     const readme = readFileSync(join(packages, name, "README.md"), "utf8");

@@ -2,7 +2,7 @@ import { ReferenceBackend } from "@moba-js/reference";
 import { ArgumentError, type Backend, DeviceError } from "@moba-js/tensor";
 
 /** The backends that {@link openBackend} knows. */
-export type BackendName = "cpu";
+export type BackendName = "cuda" | "webgpu" | "cpu";
 
 /** A backend that may open here. */
 interface Candidate {
@@ -12,7 +12,11 @@ interface Candidate {
 }
 
 /** Every backend, the fastest first. */
-const CANDIDATES: readonly Candidate[] = [{ name: "cpu", open: async () => new ReferenceBackend() }];
+const CANDIDATES: readonly Candidate[] = [
+  { name: "cuda", open: async () => (await import("@moba-js/cuda")).openCuda() },
+  { name: "webgpu", open: async () => (await import("@moba-js/webgpu")).openWebGpu() },
+  { name: "cpu", open: async () => new ReferenceBackend() },
+];
 
 /** What {@link probeBackends} found out about one backend. */
 export type BackendProbe =

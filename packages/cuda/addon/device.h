@@ -1,0 +1,180 @@
+// A device as one thread of JavaScript uses it: the context of the process, one stream, its memory and its transfers.
+#pragma once
+
+#include <napi.h>
+
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+#include <vector>
+
+#include "driver.h"
+#include "primary.h"
+
+// A copy between ordinary memory and the pinned relay buffer: a step of the stream that a thread of the driver takes.
+struct HostCopy {
+  void* target;
+  const void* source;
+  size_t bytes;
+};
+
+// The host's side of a transfer through the relay buffer. Steps that are enqueued use it until their event has passed; when
+// the stream fails before that, it is left alone for ever, since a step may be under way.
+struct Transfer {
+  explicit Transfer(size_t bytes);
+  ~Transfer() { free(memory); }
+  Transfer(const Transfer&) = delete;
+
+  uint8_t* memory;
+  const size_t bytes;
+  std::vector<HostCopy> steps;
+};
+
+// A point of the stream that is waited for, and what is to be done then.
+struct Pending {
+  CUevent event = nullptr;
+  const char* doing = "";
+  // The error instead of the point, if any.
+  std::unique_ptr<DriverError> error;
+  Transfer* transfer = nullptr;
+  // Settled with the transfer's memory or nothing; absent for a deferred upload.
+  std::unique_ptr<Napi::Promise::Deferred> promise;
+};
+
+// Pinned memory that uploads pass through, in order; a piece is free again when its event has passed.
+struct UploadRing {
+  struct Piece {
+    CUevent event;
+    size_t begin;
+  };
+  uint8_t* memory = nullptr;
+  size_t head = 0;
+  std::deque<Piece> pieces;
+};
+
+class Device : public Napi::ObjectWrap<Device> {
+ public:
+  static Napi::Function Define(Napi::Env env);
+
+  // new Device(ordinal)
+  explicit Device(const Napi::CallbackInfo& info);
+  ~Device() override;
+
+ private:
+  using Info = const Napi::CallbackInfo&;
+
+  // memory.cc
+  Napi::Value Allocate(Info info);     // (bytes) → pointer, or 0 when there is no memory
+  void Free(Info info);                // (pointers[]), after the work enqueued so far; blocks
+  void Fill(Info info);                // (pointer, bytes, byte)
+  void Copy(Info info);                // (target, source, bytes)
+  Napi::Value MemoryInfo(Info info);   // () → { free, total }
+  void Drain();
+
+  // transfer.cc
+  void Upload(Info info);              // (pointer, typedArray)
+  void UploadNow(Info info);           // (pointer, typedArray): not in the stream but at once, also while capturing; blocks
+  Napi::Value Download(Info info);     // (pointer, bytes) → Promise<ArrayBuffer>
+  Napi::Value Synchronize(Info info);  // () → Promise<void>
+  uint8_t* Relay();
+  bool TryUpload(CUdeviceptr target, const uint8_t* data, size_t bytes);
+  void DeferUpload(CUdeviceptr target, const uint8_t* data, size_t bytes);
+  CUevent RecordPoint();
+  Napi::Value Await(std::unique_ptr<Pending> pending);
+  void Enqueue(std::unique_ptr<Pending> pending);
+  void WaitLoop();
+  static void Settle(Napi::Env env, Napi::Function, Device* device, Pending* settled);
+
+  // launch.cc
+  Napi::Value LoadModule(Info info);   // (bytes) → module
+  Napi::Value GetFunction(Info info);  // (module, name) → function
+  void AllowShared(Info info);         // (function, bytes): dynamic shared memory that it may be launched with
+  void Launch(Info info);              // (function, x, y, z, threads, sharedBytes, parameters, name)
+  Napi::Value TensorMap(Info info);    // (pointer, type, dims, strides, box, swizzle) → Uint8Array of 128 bytes
+
+  // graph.cc
+  Napi::Value CreateEvent(Info info);  // () → event, for times
+  void RecordEvent(Info info);         // (event)
+  Napi::Value ElapsedTime(Info info);  // (start, end) → milliseconds between two events that have passed
+  void DestroyEvent(Info info);        // (event)
+  void BeginCapture(Info info);        // ()
+  Napi::Value EndCapture(Info info);   // (keep) → graph, or 0 when it is not to be kept
+  void LaunchGraph(Info info);         // (graph)
+  void DestroyGraph(Info info);        // (graph)
+
+  // device.cc
+  void Close(Info info);               // (): frees everything; blocks until the stream is through
+  void CloseOnce();
+  static void OnEnvironmentEnd(void* device);
+  // Notes a failed call's error and throws it.
+  [[noreturn]] void Fail(CUresult result, const std::string& doing);
+  void Check(CUresult result, const char* doing) {
+    if (result != CUDA_SUCCESS) Fail(result, doing);
+  }
+  // Runs `body(driver)` with the context current; driver errors become JavaScript errors.
+  template <typename Body>
+  auto Run(Body body);
+
+  Napi::Env env_;
+  std::shared_ptr<Primary> primary_;
+  CUstream stream_ = nullptr;
+  bool closed_ = false;
+
+  std::unordered_set<CUdeviceptr> allocations_;
+  std::unordered_set<CUmodule> modules_;
+  std::unordered_map<CUfunction, std::vector<size_t>> parameters_;  // where the parameters of a kernel begin
+  std::unordered_set<CUevent> events_;
+  std::unordered_set<CUgraphExec> graphs_;
+
+  // While capturing: the point before it.
+  CUevent beforeCapture_ = nullptr;
+
+  UploadRing ring_;
+  // Pinned memory that reads and deferred uploads pass through, one piece after another in the order of the stream.
+  uint8_t* relay_ = nullptr;
+
+  // A thread waits for the points, so that neither JavaScript's thread nor its pool does.
+  Napi::TypedThreadSafeFunction<Device, Pending, &Device::Settle> settler_;
+  size_t unsettled_ = 0;
+  std::thread waiter_;
+  std::mutex queueMutex_;
+  std::condition_variable queueFilled_;
+  std::deque<std::unique_ptr<Pending>> queue_;
+  bool finishing_ = false;
+};
+
+// The JavaScript error of a driver error: its `cudaName` is the driver's name of it.
+Napi::Error toJavaScript(Napi::Env env, const DriverError& error);
+
+template <typename Body>
+auto Device::Run(Body body) {
+  try {
+    if (closed_) throw DriverError("CUDA_ERROR_DEINITIALIZED", "the device is closed");
+    const Primary::Use use(*primary_);
+    return body(driver());
+  } catch (const DriverError& error) {
+    throw toJavaScript(env_, error);
+  }
+}
+
+// Handles of the driver and device addresses are numbers in JavaScript: both stay below 2^53.
+template <typename Handle>
+Napi::Number toNumber(Napi::Env env, Handle* handle) {
+  return Napi::Number::New(env, static_cast<double>(reinterpret_cast<uintptr_t>(handle)));
+}
+template <typename Handle>
+Handle toHandle(const Napi::Value& value) {
+  return reinterpret_cast<Handle>(static_cast<uintptr_t>(value.As<Napi::Number>().Int64Value()));
+}
+inline CUdeviceptr toPointer(const Napi::Value& value) {
+  return static_cast<CUdeviceptr>(value.As<Napi::Number>().Int64Value());
+}
+inline size_t toSize(const Napi::Value& value) {
+  return static_cast<size_t>(value.As<Napi::Number>().Int64Value());
+}

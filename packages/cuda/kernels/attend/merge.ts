@@ -1,0 +1,55 @@
+import type { AttendProblem, AttentionResult } from "@moba-js/tensor";
+import { Arguments, type Device, pointerOf } from "../../src/device.js";
+import { ceilDiv } from "../common/launch.js";
+
+/**
+ * Partial outputs, one for each slot of some rows. Rows are head-major: row number
+ * `(head − firstHead) · tokens + token − firstToken`.
+ */
+export interface PartialOutputs {
+  /** Address of `[rows, slots, d]` in the dtype of q, in accumulator order (merge_rows.cuh). */
+  readonly partial: number;
+  /** Address of float32 `[rows, slots]`, base 2. */
+  readonly partialLse: number;
+  readonly firstHead: number;
+  readonly firstToken: number;
+  readonly tokens: number;
+  /** The rows that are there. */
+  readonly rows: number;
+  /**
+   * Address for a count, zero before, and so many rows `token · H + head` that come out not finite, of 64 or 128 channels; 0: not
+   * wanted.
+   */
+  readonly suspects: number;
+}
+
+const THREADS = 256;
+
+/**
+ * Merges partial outputs of 2-byte elements: `out = Σ_s 2^(lse_s − L) · partial_s`, `L = log2 Σ_s 2^lse_s`,
+ * `lse = L · ln 2`. A row without keys is zero, its lse −Infinity.
+ */
+export function merge(
+  device: Device,
+  { dtype, heads, headDim, routing }: AttendProblem,
+  partials: PartialOutputs,
+  { out, lse }: AttentionResult,
+): void {
+  const { partial, partialLse, firstHead, firstToken, tokens, rows, suspects } = partials;
+  const args = new Arguments()
+    .pointer(partial)
+    .pointer(partialLse)
+    .pointer(pointerOf(routing.indices))
+    .pointer(pointerOf(out))
+    .pointer(pointerOf(lse))
+    .pointer(suspects)
+    .int(heads)
+    .int(routing.indices.shape[2])
+    .int(firstHead)
+    .int(firstToken)
+    .int(tokens)
+    .int(rows)
+    .bytes(new Uint8Array(0), 8);
+  const kernel = device.kernel("merge", `merge_${dtype}_d${headDim}`);
+  device.launch(kernel, [ceilDiv(rows * (headDim / 8), THREADS), 1, 1], THREADS, 0, args);
+}

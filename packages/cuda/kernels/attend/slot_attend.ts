@@ -1,0 +1,102 @@
+import type { AttendProblem, AttentionResult } from "@moba-js/tensor";
+import { type Device, pointerOf } from "../../src/device.js";
+import { ceilDiv } from "../common/launch.js";
+import { type BlockLists, invert } from "../route/invert.js";
+import { queryRanges } from "../route/ranges.js";
+import { merge } from "./merge.js";
+
+/** Heads of some block lists, and room for the partial outputs of their slots. */
+export interface AttendWave {
+  readonly lists: BlockLists;
+  /** The head that the lists begin with. */
+  readonly firstHead: number;
+  /** The heads to attend, counted from that one. */
+  readonly begin: number;
+  readonly end: number;
+  /** Addresses of `[heads, tokens, slots, d]` in the dtype of q, in accumulator order, and float32 `[heads, tokens, slots]`, base 2. */
+  readonly partial: number;
+  readonly partialLse: number;
+}
+
+/** A kernel for the second of the plan's three steps. */
+export interface SlotKernel {
+  /** Rows of a work item, at most, of so many (query, slot) pairs in all: a multiple of 64. */
+  mostRows(pairs: number): number;
+  /** Enqueues the attention of a wave to its partial outputs. */
+  attend(wave: AttendWave): void;
+  /**
+   * Enqueues what is to follow the merge.
+   * @param suspects address of a count and so many rows `token · H + head` that came out not finite
+   */
+  repair?(ranges: BlockLists["ranges"], suspects: number): void;
+}
+
+/** Share of the temporary memory that is for lists; the rest is for partial outputs. */
+const LISTS = 0.2;
+
+/** How an attention is cut up so that its temporary memory stays in bounds. */
+interface Plan {
+  /** Query tokens of a part; each part is turned round and attended by itself. */
+  readonly tokens: number;
+  /** Heads whose lists are made at once. */
+  readonly listHeads: number;
+  /** Heads that are attended and merged at once. */
+  readonly heads: number;
+}
+
+function planWaves(device: Device, { tokens, heads, headDim, routing }: AttendProblem): Plan {
+  const slots = routing.indices.shape[2];
+  const listBytes = 13 * slots; // of a query of one head: entries, counts for the scatter (no more than entries), work items
+  const partialBytes = (2 * headDim + 4) * slots;
+  const fitting = (share: number, bytes: number) => Math.floor((share * device.maxWorkspaceBytes) / bytes);
+  const most = Math.min(fitting(LISTS, listBytes), fitting(1 - LISTS, partialBytes), 2 ** 31 / slots - 1);
+  const part = ceilDiv(tokens, ceilDiv(tokens, Math.max(1, Math.floor(most))));
+  const within = (fit: number, count: number) => Math.max(1, Math.min(fit, count));
+  const listHeads = within(fitting(LISTS, listBytes * part), heads);
+  return { tokens: part, listHeads, heads: within(fitting(1 - LISTS, partialBytes * part), listHeads) };
+}
+
+/** Cuts `0 … count` into as few pieces of at most `most` as there can be, of about the same size. */
+function* evenly(count: number, most: number): Iterable<readonly [begin: number, end: number]> {
+  const pieces = ceilDiv(count, most);
+  for (let i = 0; i < pieces; i++) {
+    yield [Math.floor((i * count) / pieces), Math.floor(((i + 1) * count) / pieces)];
+  }
+}
+
+/**
+ * Routed attention by the slot plan, for routings with slots: the routing is turned round, the queries that chose a block attend to it,
+ * and the partial outputs of each query are merged.
+ */
+export function slotAttend(
+  device: Device,
+  problem: AttendProblem,
+  outputs: AttentionResult,
+  kernel: SlotKernel,
+): void {
+  const { tokens, heads, headDim, routing } = problem;
+  const { blockSize, causal } = routing;
+  const slots = routing.indices.shape[2];
+  const indices = pointerOf(routing.indices);
+  const plan = planWaves(device, problem);
+  for (const part of evenly(tokens, plan.tokens)) {
+    const ranges = queryRanges(device, problem, { blockSize, causal, most: plan.tokens, part });
+    for (const [firstHead, endHead] of evenly(heads, plan.listHeads)) {
+      const takenHeads = endHead - firstHead;
+      const mostRows = kernel.mostRows(ranges.tokens * takenHeads * slots);
+      using lists = invert(device, { indices, heads, slots, firstHead, takenHeads, mostRows }, ranges);
+      for (const [begin, end] of evenly(takenHeads, plan.heads)) {
+        const rows = (end - begin) * ranges.tokens;
+        using partial = device.scratch(2 * headDim * slots * rows);
+        using partialLse = device.scratch(4 * slots * rows);
+        const addresses = { partial: partial.pointer, partialLse: partialLse.pointer };
+        kernel.attend({ lists, firstHead, begin, end, ...addresses });
+        using suspects = kernel.repair ? device.scratch(4 * (1 + rows)) : undefined;
+        if (suspects) device.fill(suspects.pointer, 4, 0);
+        const merged = { ...addresses, firstHead: firstHead + begin, rows, suspects: suspects?.pointer ?? 0 };
+        merge(device, problem, { ...merged, ...ranges }, outputs);
+        if (suspects) kernel.repair?.(ranges, suspects.pointer);
+      }
+    }
+  }
+}

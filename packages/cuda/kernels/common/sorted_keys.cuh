@@ -1,0 +1,88 @@
+// The best few of many scores, in registers and without branches: scores become keys that carry their column, groups of
+// eight keys are sorted by a network and merged into a sorted list.
+#pragma once
+#include <cstdint>
+
+// A key: a score whose low bits give way to its column, so that of equal scores the lower column is the greater key. `mask`
+// is 2^b - 1, at least the highest column.
+__device__ __forceinline__ float key_of(float score, int column, int mask) {
+  const int bits = __float_as_int(score);
+  return __int_as_float((bits & ~mask) | ((column ^ ~(bits >> 31)) & mask));
+}
+// The same for a positive score, given `mask − column`; the key of a negative one is negative, whatever else.
+__device__ __forceinline__ float positive_key(float score, int above, int mask) {
+  return __int_as_float((__float_as_int(score) & ~mask) | above);
+}
+__device__ __forceinline__ int column_of(float key, int mask) {
+  const int bits = __float_as_int(key);
+  return (bits ^ ~(bits >> 31)) & mask;
+}
+
+// Puts the greater of two keys first.
+__device__ __forceinline__ void order(float& first, float& second) {
+  const float greater = fmaxf(first, second);
+  second = fminf(first, second);
+  first = greater;
+}
+
+// Sorts eight keys, greatest first: the network of 19 comparisons.
+__device__ __forceinline__ void sort_8(float (&x)[8]) {
+  order(x[0], x[1]), order(x[2], x[3]), order(x[4], x[5]), order(x[6], x[7]);
+  order(x[0], x[2]), order(x[1], x[3]), order(x[4], x[6]), order(x[5], x[7]);
+  order(x[1], x[2]), order(x[5], x[6]), order(x[0], x[4]), order(x[3], x[7]);
+  order(x[1], x[5]), order(x[2], x[6]);
+  order(x[1], x[4]), order(x[3], x[6]);
+  order(x[2], x[4]), order(x[3], x[5]);
+  order(x[3], x[4]);
+}
+
+__device__ __forceinline__ float greatest(const float (&x)[8]) {
+  return fmaxf(fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3])), fmaxf(fmaxf(x[4], x[5]), fmaxf(x[6], x[7])));
+}
+
+// Sorts a list that rises, then falls (or falls, then rises), greatest first.
+template <int L>
+__device__ __forceinline__ void sort_bitonic(float (&list)[L]) {
+#pragma unroll
+  for (int step = L / 2; step > 0; step /= 2) {
+#pragma unroll
+    for (int i = 0; i < L; i++) {
+      if ((i & step) == 0) order(list[i], list[i + step]);
+    }
+  }
+}
+
+// Takes eight keys in any order into the sorted list of the L greatest.
+template <int L>
+__device__ __forceinline__ void insert_8(float (&list)[L], float (&x)[8]) {
+  sort_8(x);
+#pragma unroll
+  for (int i = 0; i < 8; i++) list[L - 8 + i] = fmaxf(list[L - 8 + i], x[7 - i]);
+  sort_bitonic(list);
+}
+
+// Merges the sorted lists of the four lanes of a quad; all four get the L greatest.
+template <int L>
+__device__ __forceinline__ void merge_quad(float (&list)[L]) {
+#pragma unroll
+  for (int lane = 1; lane < 4; lane *= 2) {
+    float other[L];
+#pragma unroll
+    for (int i = 0; i < L; i++) other[i] = __shfl_xor_sync(~0u, list[i], lane);
+#pragma unroll
+    for (int i = 0; i < L; i++) list[i] = fmaxf(list[i], other[L - 1 - i]);
+    sort_bitonic(list);
+  }
+}
+
+// A key that at least L of those in the four lists of a quad reach: what is not above it cannot be among the L greatest.
+template <int L>
+__device__ __forceinline__ float quad_bound(const float (&list)[L]) {
+  float quarter = list[L / 4 - 1], whole = list[L - 1];
+#pragma unroll
+  for (int lane = 1; lane < 4; lane *= 2) {
+    quarter = fminf(quarter, __shfl_xor_sync(~0u, quarter, lane));
+    whole = fmaxf(whole, __shfl_xor_sync(~0u, whole, lane));
+  }
+  return fmaxf(quarter, whole);
+}

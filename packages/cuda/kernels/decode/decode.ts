@@ -1,0 +1,253 @@
+import {
+  type AttentionResult,
+  blockCount,
+  bytesPerElement,
+  type CopyRowsProblem,
+  type CuSeqlens,
+  type FloatDType,
+  type Tensor,
+  type UpdateCentroidsProblem,
+} from "@moba-js/tensor";
+import { Arguments, type Device, pointerOf } from "../../src/device.js";
+import { ceilDiv, packetElements, rowSuffix } from "../common/launch.js";
+import type { Ranges } from "../route/ranges.js";
+import { selectBlocks, writeScores } from "../route/score_route.js";
+import { splitAttend } from "./split_attend.js";
+
+/** As in copy_rows.cu, append.cu and advance.cu. */
+const [COPY_THREADS, COPY_UNITS, APPEND_THREADS, COLUMNS, ADVANCE_THREADS] = [256, 4, 128, 16, 128];
+
+/** `Backend.copyRows`. */
+export function copyRows(device: Device, problem: CopyRowsProblem): void {
+  const { target, source, cuSeqlens, offsets } = problem;
+  const [, kvHeads, headDim] = source.shape;
+  const rowBytes = kvHeads * headDim * bytesPerElement(source.dtype);
+  const unitBytes = [16, 4, 2].find((bytes) => rowBytes % bytes === 0) as number;
+  const rows: number[] = [];
+  let longest = 0;
+  offsets.forEach((offset, s) => {
+    const count = cuSeqlens[s + 1] - cuSeqlens[s];
+    rows.push(cuSeqlens[s], count, offset, 0, 0, 0, 0, 0);
+    longest = Math.max(longest, count);
+  });
+  const rowUnits = rowBytes / unitBytes;
+  const tiles = ceilDiv(longest * rowUnits, COPY_THREADS * COPY_UNITS);
+  const args = new Arguments()
+    .pointer(pointerOf(source))
+    .pointer(pointerOf(target))
+    .pointer(device.constant(Int32Array.from(rows)))
+    .int(rowUnits)
+    .int(tiles);
+  const kernel = device.kernel("copy_rows", `copy_rows_${unitBytes}`);
+  device.launch(kernel, [offsets.length * tiles, 1, 1], COPY_THREADS, 0, args);
+}
+
+/** `Backend.updateCentroids`. */
+export function updateCentroids(device: Device, problem: UpdateCentroidsProblem): void {
+  const { centroids, k, blockSize, cuSeqlens, offsets, cuCentroids } = problem;
+  const rooms = { blockSize, cuSeqlens, offsets, cuRows: offsets, cuCentroids };
+  launchAppend(device, { k, centroids, blockSize }, newTokens(device, rooms));
+}
+
+/**
+ * New keys and values for a cache whose sequences lie in rows of their own, and the cache's tensors, which
+ * change.
+ */
+export interface AppendProblem {
+  /** New keys and values, `[T, Hkv, d]`. */
+  readonly k: Tensor<FloatDType>;
+  readonly v: Tensor<FloatDType>;
+  /** `[R, Hkv, d]` */
+  readonly cacheK: Tensor<FloatDType>;
+  readonly cacheV: Tensor<FloatDType>;
+  /** Running block means, float32 `[blocks, Hkv, d]`. */
+  readonly centroids: Tensor<"f32">;
+  readonly blockSize: number;
+  /** Where each sequence's new tokens begin. */
+  readonly cuSeqlens: CuSeqlens;
+  /** The position of each sequence's first new token. */
+  readonly offsets: readonly number[];
+  /** Where each sequence's rows and centroids begin. */
+  readonly cuRows: ArrayLike<number>;
+  readonly cuCentroids: CuSeqlens;
+}
+
+/** `copyRows` of keys and of values and `updateCentroids` in one launch. */
+export function append(device: Device, problem: AppendProblem): void {
+  launchAppend(device, problem, newTokens(device, problem));
+}
+
+/** New tokens of each sequence, as ranges, and the most blocks that those of a sequence fall into. */
+interface NewTokens {
+  readonly table: number;
+  readonly count: number;
+  readonly mostBlocks: number;
+}
+
+function newTokens(
+  device: Device,
+  {
+    blockSize,
+    cuSeqlens,
+    offsets,
+    cuRows,
+    cuCentroids,
+  }: Pick<AppendProblem, "blockSize" | "cuSeqlens" | "offsets" | "cuRows" | "cuCentroids">,
+): NewTokens {
+  let mostBlocks = 0;
+  const rows = offsets.flatMap((offset, s) => {
+    const count = cuSeqlens[s + 1] - cuSeqlens[s];
+    const keys = offset + count;
+    if (count > 0)
+      mostBlocks = Math.max(mostBlocks, blockCount(keys, blockSize) - Math.floor(offset / blockSize));
+    return [cuSeqlens[s], count, cuRows[s], keys, offset, 0, 0, cuCentroids[s]];
+  });
+  return { table: device.constant(Int32Array.from(rows)), count: offsets.length, mostBlocks };
+}
+
+/** Writes new tokens into the caches (where given) and the centroids. */
+function launchAppend(
+  device: Device,
+  problem: Pick<AppendProblem, "k" | "centroids" | "blockSize"> &
+    Partial<Pick<AppendProblem, "v" | "cacheK" | "cacheV">>,
+  { table, count, mostBlocks }: NewTokens,
+  pages: { readonly table: number; readonly size: number } = { table: 0, size: problem.blockSize },
+): void {
+  const { k, v, cacheK, cacheV, centroids, blockSize } = problem;
+  const [, kvHeads, headDim] = k.shape;
+  const channels = kvHeads * headDim;
+  const address = (tensor: Tensor | undefined) => (tensor ? pointerOf(tensor) : 0);
+  const args = new Arguments()
+    .pointer(pointerOf(k))
+    .pointer(address(v))
+    .pointer(address(cacheK))
+    .pointer(address(cacheV))
+    .pointer(pages.table)
+    .int(pages.size)
+    .pointer(pointerOf(centroids))
+    .int(pages.size / blockSize)
+    .pointer(table)
+    .int(channels)
+    .int(blockSize)
+    .int(mostBlocks);
+  const grid = [
+    count * mostBlocks,
+    ceilDiv(channels, COLUMNS * packetElements(k.dtype, channels)),
+    1,
+  ] as const;
+  const kernel = device.kernel("append", `append_${rowSuffix(k.dtype, channels)}`);
+  device.launch(kernel, grid, APPEND_THREADS, 0, args);
+}
+
+/**
+ * A cache of keys and values in pages, on the device. Page `pageTable[s, i]` holds the tokens `i·pageSize …
+ * (i+1)·pageSize − 1` of sequence `s`, with the centroids of their blocks. All that a step needs to know is
+ * on the device, so that a captured step can be replayed while the sequences grow.
+ */
+export interface PagedCache {
+  /** `[pages · pageSize, Hkv, d]` */
+  readonly keys: Tensor<FloatDType>;
+  readonly values: Tensor<FloatDType>;
+  /** Running block means, float32 `[pages · pageSize / B, Hkv, d]`. */
+  readonly centroids: Tensor<"f32">;
+  /** int32 `[sequences, pages of the longest]` */
+  readonly pageTable: Tensor<"i32">;
+  /** Tokens of each sequence so far, int32 `[sequences]`. */
+  readonly lengths: Tensor<"i32">;
+  /** Tokens of a page, a multiple of `blockSize`. */
+  readonly pageSize: number;
+  readonly blockSize: number;
+}
+
+/** One step of decoding: the same number of new tokens, one or a few, for each sequence. */
+export interface PagedStep {
+  /** `[sequences · added, H, d]` */
+  readonly q: Tensor<FloatDType>;
+  /** `[sequences · added, Hkv, d]` */
+  readonly k: Tensor<FloatDType>;
+  readonly v: Tensor<FloatDType>;
+  readonly topK: number;
+  readonly scale: number;
+  /** No sequence is longer than this after the step. */
+  readonly mostKeys: number;
+}
+
+/**
+ * Appends the new tokens to a paged cache (`lengths` grows), then routes and attends: MoBA of each new query
+ * over its sequence, from the stored centroids. The page table must have a page for each new token.
+ */
+export function decodePaged(
+  device: Device,
+  cache: PagedCache,
+  step: PagedStep,
+  outputs: AttentionResult,
+): void {
+  const { keys, values, centroids, pageSize, blockSize } = cache;
+  const { q, k, v, topK, scale, mostKeys } = step;
+  const [tokens, heads, headDim] = q.shape;
+  const kvHeads = k.shape[1];
+  const [sequences, pagesPerSequence] = cache.pageTable.shape;
+  const added = tokens / sequences;
+  const pageTable = pointerOf(cache.pageTable);
+  const mostBlocks = blockCount(mostKeys, blockSize);
+  if (tokens === 0) return;
+
+  using table = device.scratch(32 * sequences);
+  const advance = new Arguments()
+    .pointer(pointerOf(cache.lengths))
+    .pointer(table.pointer)
+    .int(sequences)
+    .int(added)
+    .int(blockSize)
+    .int(pagesPerSequence);
+  const advanceGrid = [ceilDiv(sequences, ADVANCE_THREADS), 1, 1] as const;
+  device.launch(device.kernel("advance", "advance"), advanceGrid, ADVANCE_THREADS, 0, advance);
+
+  launchAppend(
+    device,
+    { k, v, cacheK: keys, cacheV: values, centroids, blockSize },
+    // New tokens begin anywhere in a block.
+    { table: table.pointer, count: sequences, mostBlocks: ceilDiv(added - 1, blockSize) + 1 },
+    { table: pageTable, size: pageSize },
+  );
+
+  const ranges: Ranges = {
+    table: table.pointer,
+    count: sequences,
+    longest: added,
+    blocks: sequences * mostBlocks,
+    mostBlocks,
+    firstToken: 0,
+    tokens,
+  };
+  const slots = Math.min(topK, mostBlocks);
+  using indices = device.scratch(4 * tokens * heads * slots);
+  using scores = device.scratch(4 * tokens * heads * mostBlocks);
+  const routing = {
+    dtype: q.dtype,
+    q: pointerOf(q),
+    centroids: pointerOf(centroids),
+    heads,
+    kvHeads,
+    headDim,
+    blockSize,
+    causal: true,
+    slots,
+  };
+  const layout = {
+    scores: scores.pointer,
+    stride: mostBlocks,
+    pageTable,
+    blocksPerPage: pageSize / blockSize,
+  };
+  writeScores(device, routing, ranges, layout);
+  selectBlocks(device, routing, ranges, layout, indices.pointer);
+  splitAttend(
+    device,
+    { dtype: q.dtype, tokens, heads, kvHeads, headDim, scale, mostKeys },
+    { q: pointerOf(q), k: pointerOf(keys), v: pointerOf(values), pageTable, pageSize },
+    { indices: indices.pointer, slots, blockSize, causal: true },
+    ranges,
+    outputs,
+  );
+}

@@ -1,0 +1,136 @@
+import type { AttentionProblem, AttentionResult, CuSeqlens } from "@moba-js/tensor";
+import { Arguments, type Device, pointerOf } from "../../src/device.js";
+import { ceilDiv, NO_WINDOW, rowSuffix, SLAB } from "../common/launch.js";
+import { queryRanges, type Ranges } from "../route/ranges.js";
+
+/** Sequences with at most so many queries are decoded: each row's keys are split over several CTAs. */
+const FEW_QUERIES = 16;
+/** Keys of a piece, at least, and a multiple of it: what the warps of a CTA take at once. */
+const KEYS_AT_ONCE = 64;
+/** Pieces that occupy the device evenly: several times what it holds at once. */
+const CTAS_PER_MULTIPROCESSOR = 16;
+const [SPLIT_THREADS, MERGE_THREADS] = [128, 128];
+
+/** The keys that a query sees. */
+export type Sight =
+  /** Those of routed blocks: address of int32 `[T, H, slots]`. */
+  | { readonly indices: number; readonly slots: number; readonly blockSize: number; readonly causal: boolean }
+  /** Those at `t − window + 1 … t`, or all. */
+  | { readonly window: number; readonly causal: boolean };
+
+/** Device addresses of queries, keys and values, and of the page table (0 where keys lie in a row). */
+export interface SplitInputs {
+  readonly q: number;
+  readonly k: number;
+  readonly v: number;
+  readonly pageTable: number;
+  readonly pageSize: number;
+}
+
+/** How rows are cut. */
+interface Pieces {
+  readonly count: number;
+  readonly keys: number;
+}
+
+/** Pieces of each row's keys: small enough to occupy the device, not smaller than a CTA takes at once. */
+function piecesOf(device: Device, rows: number, mostKeys: number, sight: Sight): Pieces {
+  const [spans, spanKeys] =
+    "indices" in sight
+      ? [sight.slots, Math.min(sight.blockSize, mostKeys)]
+      : [1, Math.min(sight.window, mostKeys)];
+  const wanted = ceilDiv(CTAS_PER_MULTIPROCESSOR * device.multiprocessors, rows * spans);
+  const keys = KEYS_AT_ONCE * Math.max(1, ceilDiv(spanKeys, KEYS_AT_ONCE * wanted));
+  const parts = Math.max(1, ceilDiv(spanKeys, keys));
+  return { count: spans * parts, keys };
+}
+
+const longestOf = (cuSeqlens: CuSeqlens): number =>
+  cuSeqlens.reduce((most, end, s) => Math.max(most, s > 0 ? end - cuSeqlens[s - 1] : 0), 0);
+
+/** Temporary memory that {@link splitAttend} needs. */
+const workspaceBytes = (rows: number, pieces: number, headDim: number): number =>
+  4 * rows * pieces * (headDim + 1);
+
+/**
+ * Attention of packed sequences with few queries each, if that is what they are and the workspace has room
+ * for the pieces.
+ * @returns whether it was
+ */
+export function attendFew(
+  device: Device,
+  problem: AttentionProblem,
+  sight: Sight,
+  outputs: AttentionResult,
+): boolean {
+  const { q, k, v, tokens, heads, headDim, cuSeqlens, cuSeqlensK } = problem;
+  const longest = longestOf(cuSeqlens);
+  if (longest > FEW_QUERIES) return false;
+  const mostKeys = longestOf(cuSeqlensK);
+  const { count } = piecesOf(device, tokens * heads, mostKeys, sight);
+  if (workspaceBytes(tokens * heads, count, headDim) > device.maxWorkspaceBytes) return false;
+  const inputs = { q: pointerOf(q), k: pointerOf(k), v: pointerOf(v), pageTable: 0, pageSize: 1 };
+  const ranges = queryRanges(device, problem, { causal: sight.causal, most: FEW_QUERIES });
+  splitAttend(device, { ...problem, mostKeys }, inputs, sight, ranges, outputs);
+  return true;
+}
+
+/** Attention in pieces, then the pieces merged. */
+export function splitAttend(
+  device: Device,
+  problem: Pick<AttentionProblem, "dtype" | "tokens" | "heads" | "kvHeads" | "headDim" | "scale"> & {
+    /** Keys of a sequence, at most. */
+    readonly mostKeys: number;
+  },
+  inputs: SplitInputs,
+  sight: Sight,
+  ranges: Ranges,
+  { out, lse }: AttentionResult,
+): void {
+  const { dtype, tokens, heads, kvHeads, headDim, scale, mostKeys } = problem;
+  const rows = tokens * heads;
+  if (rows === 0) return;
+  const routed = "indices" in sight;
+  const pieces = piecesOf(device, rows, mostKeys, sight);
+  using pieceOut = device.scratch(4 * rows * pieces.count * headDim);
+  using pieceLse = device.scratch(4 * rows * pieces.count);
+
+  const args = new Arguments()
+    .pointer(inputs.q)
+    .pointer(inputs.k)
+    .pointer(inputs.v)
+    .pointer(inputs.pageTable)
+    .int(inputs.pageSize)
+    .pointer(routed ? sight.indices : 0)
+    .pointer(ranges.table)
+    .pointer(pieceOut.pointer)
+    .pointer(pieceLse.pointer)
+    .int(heads)
+    .int(kvHeads)
+    .int(headDim)
+    .int(routed ? sight.blockSize : 1)
+    .int(routed ? sight.slots : 1)
+    .int(Number(sight.causal))
+    .int(routed ? NO_WINDOW : Math.min(sight.window, NO_WINDOW))
+    .float(scale)
+    .int(ranges.longest)
+    .int(pieces.count)
+    .int(pieces.keys);
+  const grid = [
+    ranges.count * ranges.longest * pieces.count * (heads / kvHeads),
+    kvHeads,
+    ceilDiv(headDim, SLAB),
+  ] as const;
+  const split = device.kernel("split_attend", `split_attend_${rowSuffix(dtype, headDim)}`);
+  device.launch(split, grid, SPLIT_THREADS, 4 * headDim, args);
+
+  const merge = new Arguments()
+    .pointer(pieceOut.pointer)
+    .pointer(pieceLse.pointer)
+    .pointer(pointerOf(out))
+    .pointer(pointerOf(lse))
+    .int(headDim)
+    .int(pieces.count);
+  const kernel = device.kernel("merge_pieces", `merge_pieces_${dtype}`);
+  device.launch(kernel, [rows, 1, 1], MERGE_THREADS, 0, merge);
+}

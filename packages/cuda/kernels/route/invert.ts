@@ -1,0 +1,151 @@
+import { Arguments, type Device, type Scratch } from "../../src/device.js";
+import { ceilDiv } from "../common/launch.js";
+import type { Ranges } from "./ranges.js";
+
+/** What is to be turned round. */
+export interface InvertProblem {
+  /** Address of routing indices, int32 `[T, heads, slots]`. */
+  readonly indices: number;
+  /** `H` and the slots of the whole routing. */
+  readonly heads: number;
+  readonly slots: number;
+  /** The first head to take, and how many. Default: all. */
+  readonly firstHead?: number;
+  readonly takenHeads?: number;
+  /** Rows of a work item, at most: a multiple of 64. */
+  readonly mostRows: number;
+}
+
+/**
+ * A routing turned round: for each block, the list of the (query, slot) pairs that chose it. A segment is a
+ * range of queries of one head, number `head · ranges.count + range`, heads counted from the first one taken.
+ * All arrays are int32, given by address.
+ */
+export interface BlockLists extends Disposable {
+  readonly ranges: Ranges;
+  /** Heads taken, and segments. */
+  readonly heads: number;
+  readonly segments: number;
+  /**
+   * `[heads, ranges.blocks]`: length of each list, and where it begins in its segment's region of the
+   * entries.
+   */
+  readonly counts: number;
+  readonly starts: number;
+  /**
+   * `[heads, ranges.tokens, slots]`: entries `(token − first of its range) · slots + slot`, block by block.
+   * The region of a segment begins at `(head · ranges.tokens + first token of the range − ranges.firstToken)
+   * · slots`.
+   */
+  readonly entries: number;
+  /**
+   * `[segments, mostItems, 4]`: work items {block, begin in the region, rows, 0}: each a part of one list.
+   */
+  readonly items: number;
+  readonly mostItems: number;
+  /** `[segments]`: items of each segment, and `[segments + 1]`: those of the segments before. */
+  readonly itemCounts: number;
+  readonly phase: number;
+  dispose(): void;
+}
+
+const COLUMN_THREADS = 128;
+const ITEM_THREADS = 512;
+/** Counters beyond these bytes of shared memory are kept in global memory instead. */
+const MOST_SHARED = 64 * 1024;
+
+/**
+ * Queries that one warp takes: enough warps to fill the device, but few enough that the counts, one for each
+ * (warp, block), are not more than the entries.
+ */
+function chunkQueries(device: Device, ranges: Ranges, heads: number, slots: number): number {
+  const filling = (ranges.tokens * heads) / (16 * device.multiprocessors);
+  const chunk = Math.max(128, Math.min(1024, filling), ranges.mostBlocks / slots);
+  return 32 * ceilDiv(chunk, 32);
+}
+
+/** Turns a routing round: count, scan, cut into items, scatter. The result is the same in every run. */
+export function invert(device: Device, problem: InvertProblem, ranges: Ranges): BlockLists {
+  const { heads, slots, mostRows, firstHead = 0, takenHeads = heads } = problem;
+  const indices = problem.indices + 4 * firstHead * slots;
+  const chunk = chunkQueries(device, ranges, takenHeads, slots);
+  const chunks = Math.max(1, ceilDiv(ranges.longest, chunk));
+  const segments = takenHeads * ranges.count;
+  const columns = ranges.blocks;
+  const mostItems = ranges.mostBlocks + Math.floor((ranges.longest * slots) / mostRows);
+
+  const arrays: Scratch[] = [];
+  const array = (integers: number): number => {
+    const scratch = device.scratch(4 * integers);
+    arrays.push(scratch);
+    return scratch.pointer;
+  };
+  const lists = {
+    ranges,
+    heads: takenHeads,
+    segments,
+    counts: array(takenHeads * columns),
+    starts: array(takenHeads * columns),
+    entries: array(takenHeads * ranges.tokens * slots),
+    items: array(4 * segments * mostItems),
+    mostItems,
+    itemCounts: array(segments),
+    phase: array(segments + 1),
+  };
+  using matrix = device.scratch(4 * takenHeads * chunks * columns);
+
+  const inShared = 4 * ranges.mostBlocks <= MOST_SHARED;
+  const shared = inShared ? 4 * ranges.mostBlocks : 0;
+  const count = new Arguments()
+    .pointer(indices)
+    .pointer(ranges.table)
+    .pointer(matrix.pointer)
+    .int(heads)
+    .int(slots)
+    .int(chunks)
+    .int(chunk)
+    .int(columns)
+    .int(Number(inShared));
+  const warps = ranges.count * chunks;
+  device.launch(device.kernel("invert_count", "invert_count"), [warps, takenHeads, 1], 32, shared, count);
+
+  const scan = new Arguments().pointer(matrix.pointer).pointer(lists.counts).int(chunks).int(columns);
+  const columnGrid = [ceilDiv(columns, COLUMN_THREADS), takenHeads, 1] as const;
+  device.launch(device.kernel("invert_columns", "invert_columns"), columnGrid, COLUMN_THREADS, 0, scan);
+
+  const cut = new Arguments()
+    .pointer(lists.counts)
+    .pointer(ranges.table)
+    .pointer(lists.starts)
+    .pointer(lists.items)
+    .pointer(lists.itemCounts)
+    .int(columns)
+    .int(mostRows)
+    .int(mostItems);
+  const itemGrid = [ranges.count, takenHeads, 1] as const;
+  device.launch(device.kernel("invert_items", "invert_items"), itemGrid, ITEM_THREADS, 0, cut);
+
+  const scatter = new Arguments()
+    .pointer(indices)
+    .pointer(ranges.table)
+    .pointer(matrix.pointer)
+    .pointer(lists.starts)
+    .pointer(lists.itemCounts)
+    .pointer(lists.entries)
+    .pointer(lists.phase)
+    .int(heads)
+    .int(slots)
+    .int(chunks)
+    .int(chunk)
+    .int(columns)
+    .int(Number(inShared))
+    .int(ranges.firstToken)
+    .int(ranges.tokens);
+  const scatterGrid = [warps + 1, takenHeads, 1] as const;
+  device.launch(device.kernel("invert_scatter", "invert_scatter"), scatterGrid, 32, shared, scatter);
+
+  const dispose = () => {
+    for (const scratch of arrays) scratch.dispose();
+  };
+  return { ...lists, dispose, [Symbol.dispose]: dispose };
+}

@@ -1,0 +1,176 @@
+import {
+  type AttendProblem,
+  type AttentionProblem,
+  type AttentionResult,
+  Backend,
+  bytesPerElement,
+  type CentroidsProblem,
+  type CopyRowsProblem,
+  checkDType,
+  checkShape,
+  type DType,
+  FLOAT_DTYPES,
+  type FloatDType,
+  type KeyConvHistoryProblem,
+  type KeyConvProblem,
+  type Operation,
+  type RouteCentroidsProblem,
+  type RouteProblem,
+  type Storage,
+  type Tensor,
+  type TypedArray,
+  type UpdateCentroidsProblem,
+} from "@moba-js/tensor";
+import { attend } from "../kernels/attend/attend.js";
+import { keyConv, keyConvHistory } from "../kernels/conv/key_conv.js";
+import { copyRows, updateCentroids } from "../kernels/decode/decode.js";
+import { attention, windowAttention } from "../kernels/dense/dense.js";
+import { centroids, route, routeCentroids } from "../kernels/route/route.js";
+import { Device, type DeviceOptions, type LaunchTime } from "./device.js";
+import type { Graph } from "./graph.js";
+import type { PoolReport } from "./memory-pool.js";
+import { type CudaStorage, pointerOf } from "./storage.js";
+
+/** The operations that have kernels. */
+const OPERATIONS: ReadonlySet<Operation> = new Set<Operation>([
+  "attention",
+  "windowAttention",
+  "centroids",
+  "route",
+  "attend",
+  "keyConv",
+  "copyRows",
+  "updateCentroids",
+  "routeCentroids",
+]);
+
+const ARRAYS = { f32: Float32Array, f16: Uint16Array, bf16: Uint16Array, i32: Int32Array, u32: Uint32Array };
+
+/**
+ * A CUDA device behind the `Backend` interface: f32, f16 and bf16, any head dimension and block size. Operations are
+ * enqueued on one stream of the device; memory that is disposed serves later operations without waiting.
+ */
+export class CudaBackend extends Backend {
+  readonly name = "cuda";
+  readonly device: string;
+
+  readonly #device: Device;
+
+  /** @throws DeviceError where there is no addon, driver or such device; ArgumentError for options that are none. */
+  constructor(options: DeviceOptions = {}) {
+    super();
+    this.#device = new Device(options);
+    const { name, computeCapability, path, driverVersion } = this.#device;
+    this.device = `${name} (compute ${(computeCapability / 10).toFixed(1)}, kernels ${path}, driver for CUDA ${driverVersion})`;
+  }
+
+  supports(operation: Operation, dtype: DType): boolean {
+    return OPERATIONS.has(operation) && (FLOAT_DTYPES as readonly DType[]).includes(dtype);
+  }
+
+  async time(run: () => void): Promise<number> {
+    return this.#device.time(run);
+  }
+
+  /** The device time of each kernel, fill and copy that `run` enqueues, in order. Waits for them. */
+  async profile(run: () => void): Promise<LaunchTime[]> {
+    return this.#device.profile(run);
+  }
+
+  /**
+   * Captures the operations of `run` instead of running them: `replay()` of the result enqueues them all at once, for
+   * sequences that launch many small kernels. Tensors made by `run` have their values after a replay. The memory of all
+   * tensors that `run` uses stays reserved for the graph until that is disposed, also when the tensors are disposed first.
+   * @throws DeviceError when `run` makes tensors of given values, reads tensors, or waits.
+   */
+  capture(run: () => void): Graph {
+    return this.#device.capture(run);
+  }
+
+  /** What this backend holds of the device's memory, temporary memory of operations included. */
+  deviceMemory(): PoolReport {
+    return this.#device.memory();
+  }
+
+  /** Starts a new high-water mark for {@link deviceMemory}. */
+  resetPeakMemory(): void {
+    this.#device.resetPeakMemory();
+  }
+
+  override zeros<D extends DType = "f32">(shape: readonly number[], dtype?: D): Tensor<D> {
+    const type = (dtype ?? "f32") as D;
+    checkDType("dtype", type);
+    checkShape("shape", shape);
+    return this.scope(() => {
+      const tensor = this.empty(shape, type);
+      this.#device.fill(pointerOf(tensor), tensor.size * bytesPerElement(type), 0);
+      return tensor;
+    });
+  }
+
+  protected allocate(byteLength: number): Storage {
+    return this.#device.storage(byteLength);
+  }
+
+  protected upload(storage: Storage, data: TypedArray): void {
+    this.#device.upload((storage as CudaStorage).pointer, data);
+  }
+
+  protected async download(storage: Storage, dtype: DType): Promise<TypedArray> {
+    const { pointer, byteLength } = storage as CudaStorage;
+    return new ARRAYS[dtype](await this.#device.download(pointer, byteLength));
+  }
+
+  protected close(): void {
+    this.#device.close();
+  }
+
+  protected override runAttention(
+    problem: AttentionProblem & { causal: boolean },
+    outputs: AttentionResult,
+  ): void {
+    attention(this.#device, problem, outputs);
+  }
+
+  protected override runWindowAttention(
+    problem: AttentionProblem & { window: number },
+    outputs: AttentionResult,
+  ): void {
+    windowAttention(this.#device, problem, outputs);
+  }
+
+  protected override runCentroids(problem: CentroidsProblem, output: Tensor<"f32">): void {
+    centroids(this.#device, problem, output);
+  }
+
+  protected override runRoute(problem: RouteProblem, indices: Tensor<"i32">): void {
+    route(this.#device, problem, indices);
+  }
+
+  protected override runAttend(problem: AttendProblem, outputs: AttentionResult): void {
+    attend(this.#device, problem, outputs);
+  }
+
+  protected override runKeyConv(
+    problem: KeyConvProblem & { history?: Tensor<FloatDType> },
+    out: Tensor<FloatDType>,
+  ): void {
+    keyConv(this.#device, problem, out);
+  }
+
+  protected override runKeyConvHistory(problem: KeyConvHistoryProblem, next: Tensor<FloatDType>): void {
+    keyConvHistory(this.#device, problem, next);
+  }
+
+  protected override runCopyRows(problem: CopyRowsProblem): void {
+    copyRows(this.#device, problem);
+  }
+
+  protected override runUpdateCentroids(problem: UpdateCentroidsProblem): void {
+    updateCentroids(this.#device, problem);
+  }
+
+  protected override runRouteCentroids(problem: RouteCentroidsProblem, indices: Tensor<"i32">): void {
+    routeCentroids(this.#device, problem, indices);
+  }
+}

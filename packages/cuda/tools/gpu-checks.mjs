@@ -1,0 +1,373 @@
+// Checks of the package on a GPU, with nothing but Node and what is built: `node tools/gpu-checks.mjs [part of a name …]`.
+// Prints each check by name and ends with "N passed, N failed".
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { randomBytes, randomInt } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { setTimeout as sleep } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
+import { Worker } from "node:worker_threads";
+import { Arguments, Device } from "../dist/device.js";
+import { cudaDevices, openCuda } from "../dist/index.js";
+
+const ptx = Buffer.concat([readFileSync(new URL("gpu-kernels.ptx", import.meta.url)), Buffer.of(0)]);
+
+/** What the check under way has opened: closed after it. */
+const opened = [];
+
+async function open(options) {
+  const cuda = await openCuda(options);
+  opened.push(() => cuda.dispose());
+  return cuda;
+}
+
+/** A device with the kernels of `gpu-kernels.ptx`. */
+function openDevice() {
+  const device = new Device();
+  opened.push(() => device.close());
+  const module = device.loadModule(ptx);
+  const launch = (name, args) => device.launch(device.kernelOf(module, name), [1, 1, 1], 1, 0, args);
+  return {
+    device,
+    spin: (milliseconds) => launch("spin", new Arguments().long(Math.round(milliseconds * 1e6))),
+    addOne: (pointer, count) => launch("add_one", new Arguments().pointer(pointer).int(count)),
+    fail: () => launch("fail", new Arguments()),
+  };
+}
+
+/** Random bytes fast: a random megabyte, each repetition of it shifted by another count. */
+function randomData(byteLength) {
+  const base = randomBytes(2 ** 20);
+  const data = new Uint8Array(byteLength);
+  for (let at = 0, i = 0; at < byteLength; at += base.length, i++) {
+    const piece = base.subarray(0, Math.min(base.length, byteLength - at));
+    data.set(piece, at);
+    data[at] = i;
+  }
+  return data;
+}
+
+const isDeviceError = (pattern) => (error) => error.name === "DeviceError" && pattern.test(error.message);
+
+/** Runs a module's text in a Node of its own. */
+function runNode(source) {
+  const { status, signal, stdout, stderr } = spawnSync(
+    process.execPath,
+    ["--input-type=module", "-e", source],
+    {
+      encoding: "utf8",
+      timeout: 60_000,
+      cwd: fileURLToPath(new URL("..", import.meta.url)),
+    },
+  );
+  return { status, signal, stdout, stderr };
+}
+
+const checks = {
+  async "tensors of every dtype come back as they went"() {
+    const cuda = await open();
+    const random = (length) => Float64Array.from({ length }, () => randomInt(-1000, 1000));
+    for (const dtype of ["f32", "f16", "bf16", "i32"]) {
+      for (const length of [0, 1, 3, 127, 4097]) {
+        const values = random(length).map((x) => (dtype === "bf16" ? Math.trunc(x / 8) : x) + 0);
+        const tensor = cuda.tensor(values, [length], dtype);
+        assert.deepEqual(await tensor.values(), values);
+      }
+    }
+    const zeros = cuda.zeros([1000], "u32");
+    assert.deepEqual(await zeros.data(), new Uint32Array(1000));
+  },
+
+  async "large tensors come back as they went, also when the device is busy"() {
+    const { device, spin } = openDevice();
+    const data = randomData(600_000_001);
+    const expected = Buffer.from(data);
+    for (const busy of [false, true]) {
+      if (busy) spin(300);
+      const storage = device.storage(data.length);
+      const start = performance.now();
+      device.upload(storage.pointer, data);
+      const called = performance.now() - start;
+      data.fill(0);
+      const read = await device.download(storage.pointer, data.length);
+      assert.ok(expected.equals(new Uint8Array(read)), `busy: ${busy}`);
+      console.log(`    ${busy ? "busy" : "idle"}: upload returned after ${called.toFixed(0)} ms`);
+      data.set(expected);
+      storage.free();
+    }
+  },
+
+  async "many small transfers in flight stay in order"() {
+    const { device, spin } = openDevice();
+    const storage = device.storage(4);
+    const reads = [];
+    spin(100);
+    for (let i = 0; i < 3000; i++) {
+      device.upload(storage.pointer, Int32Array.of(i));
+      if (i % 10 === 0)
+        reads.push(device.download(storage.pointer, 4).then((read) => [i, new Int32Array(read)[0]]));
+    }
+    for (const [i, read] of await Promise.all(reads)) assert.equal(read, i);
+  },
+
+  async "a read does not block the event loop, and reads what was there before later work"() {
+    const { device, spin, addOne } = openDevice();
+    const storage = device.storage(4);
+    device.fill(storage.pointer, 4, 0);
+    addOne(storage.pointer, 1);
+    spin(1000);
+    let ticks = 0;
+    const timer = setInterval(() => ticks++, 10);
+    const start = performance.now();
+    const read = device.download(storage.pointer, 4);
+    addOne(storage.pointer, 1);
+    const called = performance.now() - start;
+    const first = new Float32Array(await read)[0];
+    const waited = performance.now() - start;
+    clearInterval(timer);
+    assert.equal(first, 1);
+    assert.equal(new Float32Array(await device.download(storage.pointer, 4))[0], 2);
+    assert.ok(called < 100, `the call took ${called} ms`);
+    assert.ok(waited > 900, `it was there after ${waited} ms`);
+    assert.ok(ticks > 50, `${ticks} ticks`);
+  },
+
+  async "200 pending reads leave Node's thread pool free"() {
+    const { device, spin } = openDevice();
+    const storage = device.storage(1024);
+    spin(1000);
+    const start = performance.now();
+    const reads = Array.from({ length: 200 }, () => device.download(storage.pointer, 1024));
+    await import("node:fs/promises").then(({ stat }) => stat("."));
+    assert.ok(performance.now() - start < 500);
+    await Promise.all(reads);
+  },
+
+  async "device time is that of the work"() {
+    const { device, spin } = openDevice();
+    spin(1);
+    const milliseconds = await device.time(() => spin(50));
+    assert.ok(milliseconds > 49 && milliseconds < 60, `${milliseconds} ms`);
+    const storage = device.storage(1024);
+    const launches = await device.profile(() => {
+      spin(5);
+      device.fill(storage.pointer, 1024, 0);
+      spin(10);
+    });
+    assert.deepEqual(
+      launches.map(({ name }) => name),
+      ["spin", "fill", "spin"],
+    );
+    assert.ok(
+      launches[0].milliseconds > 4.9 && launches[0].milliseconds < 7,
+      `${launches[0].milliseconds} ms`,
+    );
+    assert.ok(
+      launches[2].milliseconds > 9.9 && launches[2].milliseconds < 12,
+      `${launches[2].milliseconds} ms`,
+    );
+  },
+
+  async "out of memory is an error that says how much, and the next call works"() {
+    const cuda = await open();
+    const { memoryBytes } = cudaDevices()[0];
+    const before = cuda.zeros([2 ** 20]);
+    assert.throws(
+      () => cuda.zeros([memoryBytes]),
+      isDeviceError(/CUDA_ERROR_OUT_OF_MEMORY: no memory for \d+ bytes/),
+    );
+    const after = cuda.zeros([2 ** 20]);
+    before.dispose();
+    assert.equal((await after.data())[2 ** 20 - 1], 0);
+    assert.equal(cuda.memory().tensors, 1);
+  },
+
+  async "the limit on memory holds, and what is cached is given back for it"() {
+    const cuda = await open({ maxBytes: 2 ** 26 });
+    for (let i = 0; i < 20; i++) {
+      const tensor = cuda.zeros([2 ** 22 + i * 2 ** 18]);
+      await tensor.data();
+      tensor.dispose();
+    }
+    const { usedBytes, cachedBytes } = cuda.deviceMemory();
+    assert.ok(usedBytes + cachedBytes <= 2 ** 26);
+    assert.throws(
+      () => cuda.zeros([2 ** 25]),
+      isDeviceError(/no memory for 134217728 bytes.*maxBytes is 67108864/),
+    );
+    const again = cuda.zeros([2 ** 23]);
+    assert.equal((await again.data()).length, 2 ** 23);
+  },
+
+  async "a launch that is refused is an error, and the next call works"() {
+    const { device, spin } = openDevice();
+    const kernel = device.kernelOf(device.loadModule(ptx), "spin");
+    const launch = (threads, shared) =>
+      device.launch(kernel, [1, 1, 1], threads, shared, new Arguments().long(1));
+    assert.throws(() => launch(5000, 0), isDeviceError(/CUDA_ERROR_INVALID_VALUE.*launching spin/));
+    assert.throws(() => launch(32, 2 ** 24), isDeviceError(/CUDA_ERROR_INVALID_VALUE.*shared memory/));
+    assert.throws(
+      () => device.kernelOf(device.loadModule(ptx), "absent"),
+      isDeviceError(/NOT_FOUND.*absent/),
+    );
+    assert.throws(() => device.kernel("absent", "absent"), isDeviceError(/absent\.fatbin is missing/));
+    spin(1);
+    await device.synchronize();
+  },
+
+  async "a lost device says so, and a fresh one works"() {
+    const { device, fail, spin } = openDevice();
+    const bystander = await open();
+    const tensor = bystander.zeros([10]);
+    const storage = device.storage(1024);
+    spin(20);
+    fail();
+    const read = device.download(storage.pointer, 1024);
+    await assert.rejects(read, isDeviceError(/CUDA_ERROR_(LAUNCH_FAILED|ILLEGAL_INSTRUCTION)/));
+    assert.throws(() => device.fill(storage.pointer, 4, 0), isDeviceError(/CUDA_ERROR_.*lost/));
+    await assert.rejects(tensor.data(), isDeviceError(/lost/));
+    const fresh = openDevice();
+    const value = fresh.device.storage(4);
+    fresh.device.fill(value.pointer, 4, 0);
+    fresh.addOne(value.pointer, 1);
+    assert.equal(new Float32Array(await fresh.device.download(value.pointer, 4))[0], 1);
+    tensor.dispose();
+    storage.free();
+    device.close();
+    fresh.addOne(value.pointer, 1);
+    assert.equal(new Float32Array(await fresh.device.download(value.pointer, 4))[0], 2);
+  },
+
+  async "a lost device is forgotten when it is closed first"() {
+    for (let i = 0; i < 3; i++) {
+      const { device, fail } = openDevice();
+      fail();
+      await assert.rejects(device.synchronize(), isDeviceError(/CUDA_ERROR/));
+      device.close();
+    }
+    const cuda = await open();
+    assert.equal((await cuda.zeros([1]).data())[0], 0);
+  },
+
+  async "a captured sequence replays on the same memory, which stays reserved for it"() {
+    const { device, addOne } = openDevice();
+    const counter = device.storage(4);
+    device.fill(counter.pointer, 4, 0);
+    let copied;
+    const constants = [];
+    const graph = device.capture(() => {
+      addOne(counter.pointer, 1);
+      const scratch = device.scratch(4);
+      device.copy(scratch.pointer, counter.pointer, 4);
+      scratch.dispose();
+      const other = device.scratch(4);
+      device.fill(other.pointer, 4, 7);
+      other.dispose();
+      copied = device.storage(4);
+      device.copy(copied.pointer, counter.pointer, 4);
+      constants.push(device.constant(Int32Array.of(1, 2, 3)));
+      assert.throws(() => device.upload(counter.pointer, Int32Array.of(1)), isDeviceError(/capture/));
+    });
+    for (let i = 1; i <= 5; i++) {
+      graph.replay();
+      // Others must not get the graph's memory, nor change its constants.
+      const intruder = device.scratch(4);
+      device.fill(intruder.pointer, 4, 255);
+      intruder.dispose();
+      assert.equal(new Float32Array(await device.download(copied.pointer, 4))[0], i);
+      assert.deepEqual([...new Int32Array(await device.download(constants[0], 12))], [1, 2, 3]);
+    }
+    counter.free();
+    copied.free();
+    graph.replay();
+    await device.synchronize();
+    const held = device.memory().usedBytes;
+    graph.dispose();
+    assert.ok(device.memory().usedBytes < held);
+    assert.throws(() => graph.replay(), isDeviceError(/disposed/));
+    assert.throws(() => device.capture(() => assert.fail("on purpose")), /on purpose/);
+    await device.synchronize();
+  },
+
+  async "what is closed with reads pending still reads"() {
+    const { device, spin } = openDevice();
+    const storage = device.storage(4);
+    device.fill(storage.pointer, 4, 1);
+    spin(100);
+    const read = device.download(storage.pointer, 4);
+    device.close();
+    assert.equal(new Int32Array(await read)[0], 0x01010101);
+    assert.throws(() => device.fill(storage.pointer, 4, 0), isDeviceError(/closed/));
+  },
+
+  async "threads come and go, with work and reads pending"() {
+    const source = `
+      import { Device } from ${JSON.stringify(new URL("../dist/device.js", import.meta.url).href)};
+      const device = new Device();
+      const storage = device.storage(2 ** 24);
+      for (let i = 0; i < 10; i++) device.fill(storage.pointer, 2 ** 24, i);
+      device.download(storage.pointer, 2 ** 24);
+      if (Math.random() < 0.5) await device.download(storage.pointer, 1024);
+      process.exit(0);
+    `;
+    const url = new URL(`data:text/javascript,${encodeURIComponent(source)}`);
+    for (let round = 0; round < 5; round++) {
+      const workers = Array.from({ length: 4 }, () => new Worker(url));
+      if (round === 4) {
+        await sleep(50);
+        await Promise.all(workers.map((worker) => worker.terminate()));
+      } else {
+        await Promise.all(
+          workers.map((worker) => new Promise((done, failed) => worker.on("exit", done).on("error", failed))),
+        );
+      }
+    }
+    const cuda = await open();
+    assert.equal((await cuda.zeros([1]).data())[0], 0);
+  },
+
+  async "a process exits well with reads pending"() {
+    for (const exit of ["process.exit(3)", "await read; process.exitCode = 3", "process.exitCode = 3"]) {
+      const result = runNode(`
+        import { Device } from "./dist/device.js";
+        const device = new Device();
+        const storage = device.storage(2 ** 26);
+        device.fill(storage.pointer, 2 ** 26, 1);
+        const read = device.download(storage.pointer, 2 ** 26);
+        ${exit}`);
+      assert.deepEqual(result, { status: 3, signal: null, stdout: "", stderr: "" }, exit);
+    }
+  },
+
+  async "every device opens"() {
+    for (const [index, { name }] of cudaDevices().entries()) {
+      const cuda = await open({ device: index });
+      assert.ok(cuda.device.startsWith(name));
+      const tensor = cuda.tensor([1, 2, 3], [3]);
+      assert.deepEqual([...(await tensor.data())], [1, 2, 3]);
+    }
+    await assert.rejects(openCuda({ device: 99 }), isDeviceError(/no device 99/));
+  },
+};
+
+const parts = process.argv.slice(2);
+const wanted = Object.keys(checks).filter(
+  (name) => parts.length === 0 || parts.some((part) => name.includes(part)),
+);
+const devices = cudaDevices();
+console.log(`${devices.length} device(s), the first: ${devices[0]?.name}`);
+let failed = 0;
+for (const name of wanted) {
+  const start = performance.now();
+  try {
+    await checks[name]();
+    console.log(`✓ ${name} (${(performance.now() - start).toFixed(0)} ms)`);
+  } catch (error) {
+    failed += 1;
+    console.log(`✗ ${name}\n${error.stack}`);
+  } finally {
+    for (const close of opened.splice(0)) close();
+  }
+}
+console.log(`${wanted.length - failed} passed, ${failed} failed`);
+process.exitCode = failed === 0 ? 0 : 1;

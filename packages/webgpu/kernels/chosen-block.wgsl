@@ -1,0 +1,15 @@
+// The block, among all of the batch, that an entry's query attends beside its own; NONE if the slot is unused or the own block.
+const NONE = 0xffffffffu;
+
+fn chosenBlock(entry: u32, kvHead: u32) -> u32 {
+  let row = entry / p.slots;
+  let token = p.firstToken + row / p.group;
+  let block = routing[(token * p.kvHeads * p.group + kvHead * p.group + row % p.group) * p.slots + entry % p.slots];
+  if (block < 0) { return NONE; }
+  let sequence = sequenceOf(token, 0u);
+  if ((p.causal != 0u)) {
+    let position = i32(token - sequence.query) + i32(sequence.keys) - i32(sequence.queries);
+    if (position >= 0 && block == position / i32(p.blockSize)) { return NONE; }
+  }
+  return sequence.firstBlock + u32(block);
+}

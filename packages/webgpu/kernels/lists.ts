@@ -1,0 +1,157 @@
+import { type AttendProblem, cuBlocks } from "@moba-js/tensor";
+import type { Piece } from "../src/commands.js";
+import type { Context } from "../src/context.js";
+import { kernel, read, write } from "../src/kernel.js";
+import { groupOf, type ListLayout, slotElements } from "./attention.js";
+import chosenSource from "./chosen-block.wgsl";
+import listsSource from "./lists.wgsl";
+import countSource from "./lists-count.wgsl";
+import scanSource from "./lists-scan.wgsl";
+import scatterSource from "./lists-scatter.wgsl";
+import startSource from "./lists-start.wgsl";
+import tilesSource from "./lists-tiles.wgsl";
+import { sequenceTable, type Wave } from "./range.js";
+
+/** The parameters of every kernel that reads lists. */
+export const LIST_PARAMS = {
+  kvHeads: "u32",
+  firstHead: "u32",
+  firstToken: "u32",
+  waveRows: "u32",
+  sequences: "u32",
+  blocks: "u32",
+  blockSize: "u32",
+  group: "u32",
+  slots: "u32",
+  listCount: "u32",
+  startsAt: "u32",
+  countsAt: "u32",
+  tilesAt: "u32",
+  entriesAt: "u32",
+} as const;
+
+const BUILD_PARAMS = { ...LIST_PARAMS, causal: "u32", chunks: "u32", chunkEntries: "u32" } as const;
+
+const COUNT = kernel({
+  name: "lists-count",
+  source: listsSource + chosenSource + countSource,
+  bindings: { routing: read("i32"), lists: read("u32"), counts: write("atomic<u32>") },
+  params: BUILD_PARAMS,
+});
+
+const SCAN = kernel({
+  name: "lists-scan",
+  source: scanSource,
+  bindings: { counts: write("u32"), lists: write("u32") },
+  params: BUILD_PARAMS,
+});
+
+const START = kernel({
+  name: "lists-start",
+  source: startSource,
+  bindings: { lists: write("u32") },
+  params: BUILD_PARAMS,
+});
+
+const TILES = kernel({
+  name: "lists-tiles",
+  source: tilesSource,
+  bindings: { lists: write("u32") },
+  params: BUILD_PARAMS,
+});
+
+const SCATTER = kernel({
+  name: "lists-scatter",
+  source: listsSource + chosenSource + scatterSource,
+  bindings: { routing: read("i32"), counts: write("u32"), lists: write("u32"), slots: write("vec4<f32>") },
+  params: BUILD_PARAMS,
+});
+
+/** Entries that a workgroup ranks at a time. */
+const RANKED = 256;
+/** Chunks of rows, of all heads, that are wanted at most: each is a workgroup. */
+const MOST_CHUNKS = 2048;
+/** Elements of the table of counts, at most. */
+const MOST_COUNTS = 1 << 24;
+
+/** A routing turned round. */
+export interface Lists {
+  readonly piece: Piece & { free(): void };
+  readonly layout: ListLayout & { readonly listCount: number; readonly tilesAt: number };
+  /** Tiles of all lists together, at most. */
+  readonly mostTiles: number;
+}
+
+/**
+ * Turns the routing of a wave round: count, scan, stable scatter. No part of it depends on an order of threads.
+ * @param listTile entries of a tile: a list takes whole tiles
+ * @param slots slots of the wave: those that no list fills are marked as unused
+ */
+export function buildLists(
+  { commands }: Context,
+  problem: AttendProblem,
+  wave: Wave,
+  listTile: number,
+  slots?: Piece,
+): Lists {
+  const { routing, kvHeads, headDim } = problem;
+  const { blockSize, causal, cuSeqlensK } = routing;
+  const { firstHead, headCount, firstToken, tokens } = wave;
+  const slotCount = routing.indices.shape[2];
+  const starts = cuBlocks(cuSeqlensK, blockSize);
+  const table = sequenceTable(problem, starts);
+  const blocks = starts[starts.length - 1];
+  const listCount = headCount * blocks;
+  const entries = tokens * groupOf(problem) * slotCount;
+  const mostTiles = Math.floor((headCount * entries) / listTile) + listCount;
+  const startsAt = table.length;
+  const countsAt = startsAt + listCount + 1;
+  const tilesAt = countsAt + listCount;
+  const entriesAt = tilesAt + mostTiles;
+
+  const wanted = Math.max(
+    1,
+    Math.floor(Math.min(MOST_CHUNKS / headCount, MOST_COUNTS / Math.max(1, listCount))),
+  );
+  const chunkEntries = Math.ceil(entries / wanted / RANKED) * RANKED || RANKED;
+  const chunks = Math.ceil(entries / chunkEntries);
+
+  const piece = commands.workspace(entriesAt + mostTiles * listTile, "u32");
+  commands.clear(piece);
+  commands.upload(piece.storage, Uint32Array.from(table));
+  const counts = commands.workspace(Math.max(1, headCount * chunks * blocks), "u32");
+  commands.clear(counts);
+  const layout = {
+    ...{ sequences: cuSeqlensK.length - 1, blocks, slots: slotCount, firstToken, listCount },
+    ...{ startsAt, countsAt, tilesAt, entriesAt },
+  };
+  const params = {
+    ...{ ...layout, kvHeads, firstHead, waveRows: tokens * groupOf(problem), blockSize },
+    ...{ group: groupOf(problem), causal: causal ? 1 : 0, chunks, chunkEntries },
+  };
+  const constants = {
+    LIST_TILE: listTile,
+    DQ: slotElements(headDim) / 4 - 1,
+    SLOTS: slots !== undefined,
+  };
+  const common = { params, constants };
+  const { indices } = routing;
+  const perList = Math.ceil(listCount / 64);
+  commands.launch(COUNT, {
+    ...common,
+    buffers: { routing: indices, lists: piece, counts },
+    groups: headCount * chunks,
+  });
+  commands.launch(SCAN, { ...common, buffers: { counts, lists: piece }, groups: perList });
+  commands.launch(START, { ...common, buffers: { lists: piece }, groups: 1 });
+  commands.launch(TILES, { ...common, buffers: { lists: piece }, groups: perList });
+  const unused = slots ?? commands.workspace(4);
+  commands.launch(SCATTER, {
+    ...common,
+    buffers: { routing: indices, counts, lists: piece, slots: unused },
+    groups: headCount * chunks,
+  });
+  if (!slots) (unused as Piece & { free(): void }).free();
+  counts.free();
+  return { piece, layout, mostTiles };
+}

@@ -1,0 +1,92 @@
+import { DeviceError } from "@moba-js/tensor";
+
+/** The shape of a workgroup's tiles; names as in `tile.wgsl`. */
+export interface Tile {
+  /** Rows of the tile that the workgroup owns. */
+  readonly BQ: number;
+  /** Rows of the tiles that pass by. */
+  readonly BK: number;
+  /** Rows of each thread. */
+  readonly RQ: number;
+}
+
+/** How many tiles a kernel keeps in workgroup memory. */
+export interface TileNeeds {
+  /** Tiles of `BQ` rows. */
+  readonly owned: number;
+  /** Tiles of `BK` rows. */
+  readonly passing: number;
+  /** Tiles of `BQ × BK` weights. */
+  readonly weights: number;
+  /** Other bytes for each of the `BQ` rows. */
+  readonly bytesPerRow?: number;
+  /** Threads that share a row, at most: those of a subgroup. Default: any number. */
+  readonly rowThreads?: number;
+}
+
+/** What a device allows a workgroup. */
+export interface WorkgroupLimits {
+  readonly storage: number;
+  readonly invocations: number;
+}
+
+/** Shapes to choose from, the best first. */
+const SHAPES: readonly Tile[] = [
+  { BQ: 64, BK: 32, RQ: 8 },
+  { BQ: 32, BK: 32, RQ: 4 },
+  { BQ: 32, BK: 16, RQ: 2 },
+  { BQ: 16, BK: 16, RQ: 2 },
+  { BQ: 16, BK: 8, RQ: 2 },
+  { BQ: 8, BK: 8, RQ: 1 },
+  { BQ: 8, BK: 4, RQ: 1 },
+  { BQ: 4, BK: 4, RQ: 1 },
+  { BQ: 1, BK: 4, RQ: 1 },
+];
+
+/** Rows shorter than this get no larger tiles: one shape for all small head dimensions. */
+const SMALL_ROW = 16;
+
+/** Groups of four channels that a row of tiles is made for: few different ones, so that few pipelines are compiled. */
+const ROW_QUADS: readonly number[] = [4, 8, 16, 24, 32, 48, 64];
+
+/** `DQ` of a head dimension. */
+export function rowQuads(headDim: number): number {
+  const quads = Math.ceil(headDim / 4);
+  return ROW_QUADS.find((size) => size >= quads) ?? quads;
+}
+
+/** Bytes that the tiles take. */
+function storageOf({ BQ, BK }: Tile, quads: number, needs: TileNeeds): number {
+  const rowBytes = 16 * (quads + 1);
+  const weightRowBytes = 16 * (BK / 4 + 1);
+  const partials = BQ * BK;
+  const rows = needs.owned * BQ * rowBytes + needs.passing * BK * rowBytes;
+  return rows + needs.weights * BQ * weightRowBytes + partials + (needs.bytesPerRow ?? 0) * BQ;
+}
+
+/**
+ * The largest tiles that a device has room for.
+ * @throws DeviceError when there is none: the head dimension is too large.
+ */
+export function chooseTile(limits: WorkgroupLimits, headDim: number, needs: TileNeeds): Tile {
+  const quads = Math.max(SMALL_ROW, rowQuads(headDim));
+  const tile = SHAPES.find(
+    (shape) =>
+      shape.BK / 4 <= (needs.rowThreads ?? Number.POSITIVE_INFINITY) &&
+      storageOf(shape, quads, needs) <= limits.storage &&
+      (shape.BQ / shape.RQ) * (shape.BK / 4) <= limits.invocations,
+  );
+  if (!tile) {
+    throw new DeviceError(
+      "webgpu",
+      `a head dimension of ${headDim} does not fit into the device's workgroup memory`,
+    );
+  }
+  return tile;
+}
+
+/** The constants of `tile.wgsl`. */
+export function tileConstants({ BQ, BK, RQ }: Tile, headDim: number): Record<string, number> {
+  const [DQ, NX] = [rowQuads(headDim), BK / 4];
+  return { DQ, BQ, BK, RQ, NX, TY: BQ / RQ, CQ: Math.ceil(DQ / NX) };
+}

@@ -1,0 +1,106 @@
+// Products of two tiles of rows in workgroup memory. The workgroup is a grid of threads: thread (ty, tx) owns the tile's
+// rows ty, ty + TY, … (RQ of them); of the other tile's BK = 4·NX rows it scores the four 4·tx … 4·tx + 3, and it
+// accumulates channels in groups of four: tx, tx + NX, … (CQ groups).
+//
+// A row in workgroup memory is DQ groups of four channels and one group more, so that threads that read the same channels of
+// neighbouring rows hit different banks. The other tile is stored with row j at place (j % 4)·NX + j / 4 for the same reason.
+
+const ROW = DQ + 1u;
+const WEIGHT_ROW = NX + 1u;
+const THREADS = NX * TY;
+
+// exp2 of this is 0 and it is below every score: what masked scores and empty rows have. WGSL has no literal for infinity.
+const LOWEST = -3.0e38;
+const MINUS_INFINITY = 0xff800000u;
+const LOG2_E = 1.4426950408889634;
+const LN_2 = 0.6931471805599453;
+
+var<workgroup> tiles: array<vec4<f32>, TILE_QUADS>;
+
+fn place(j: u32) -> u32 { return (j & 3u) * NX + (j >> 2u); }
+
+// scores[i][e] = row (ty + TY·i) of the tile at `a` · row (4·tx + e) of the tile at `b`.
+fn scoreRows(a: u32, b: u32, tx: u32, ty: u32, scores: ptr<function, array<vec4<f32>, RQ>>) {
+  for (var i = 0u; i < RQ; i++) { (*scores)[i] = vec4<f32>(); }
+  for (var c = 0u; c < DQ; c++) {
+    let y0 = tiles[b + tx * ROW + c];
+    let y1 = tiles[b + (NX + tx) * ROW + c];
+    let y2 = tiles[b + (2u * NX + tx) * ROW + c];
+    let y3 = tiles[b + (3u * NX + tx) * ROW + c];
+    for (var i = 0u; i < RQ; i++) {
+      let x = tiles[a + (ty + TY * i) * ROW + c];
+      var s = (*scores)[i];
+      s = fma(vec4<f32>(x.x), vec4<f32>(y0.x, y1.x, y2.x, y3.x), s);
+      s = fma(vec4<f32>(x.y), vec4<f32>(y0.y, y1.y, y2.y, y3.y), s);
+      s = fma(vec4<f32>(x.z), vec4<f32>(y0.z, y1.z, y2.z, y3.z), s);
+      s = fma(vec4<f32>(x.w), vec4<f32>(y0.w, y1.w, y2.w, y3.w), s);
+      (*scores)[i] = s;
+    }
+  }
+}
+
+// Weights of a thread's rows and its four of the other tile's rows, for accumulate.
+fn storeWeights(at: u32, tx: u32, ty: u32, weights: ptr<function, array<vec4<f32>, RQ>>) {
+  for (var i = 0u; i < RQ; i++) { tiles[at + (ty + TY * i) * WEIGHT_ROW + tx] = (*weights)[i]; }
+}
+
+// sums[i·CQ + n] += Σ_j weights[ty + TY·i][j] · row j of the tile at `b`, channels of group tx + NX·n.
+fn accumulate(weights: u32, b: u32, tx: u32, ty: u32, sums: ptr<function, array<vec4<f32>, RQ * CQ>>) {
+  for (var j = 0u; j < NX; j++) {
+    var w: array<vec4<f32>, RQ>;
+    for (var i = 0u; i < RQ; i++) { w[i] = tiles[weights + (ty + TY * i) * WEIGHT_ROW + j]; }
+    for (var n = 0u; n < CQ; n++) {
+      let c = min(tx + NX * n, DQ - 1u);
+      let y0 = tiles[b + j * ROW + c];
+      let y1 = tiles[b + (NX + j) * ROW + c];
+      let y2 = tiles[b + (2u * NX + j) * ROW + c];
+      let y3 = tiles[b + (3u * NX + j) * ROW + c];
+      for (var i = 0u; i < RQ; i++) {
+        var s = (*sums)[i * CQ + n];
+        s = fma(vec4<f32>(w[i].x), y0, s);
+        s = fma(vec4<f32>(w[i].y), y1, s);
+        s = fma(vec4<f32>(w[i].z), y2, s);
+        s = fma(vec4<f32>(w[i].w), y3, s);
+        (*sums)[i * CQ + n] = s;
+      }
+    }
+  }
+}
+
+// Whether a tile that passed by and was seen in part had an element that is not finite. Only then does a weight of 0 for a row that is not to be seen
+// not do: 0 · NaN is NaN. Who streams tiles sets it to 0 first.
+var<workgroup> nonFinite: atomic<u32>;
+
+fn noteNonFinite(x: vec4<f32>) {
+  let exponent = vec4<u32>(0x7f800000u);
+  if (any((bitcast<vec4<u32>>(x) & exponent) == exponent)) { atomicStore(&nonFinite, 1u); }
+}
+
+// accumulate over the rows of the other tile that each row sees: low ≤ first + j < high; the weights of the others are 0.
+fn accumulateVisible(
+  weights: u32, b: u32, tx: u32, ty: u32,
+  low: ptr<function, array<i32, RQ>>, high: ptr<function, array<i32, RQ>>, first: i32,
+  sums: ptr<function, array<vec4<f32>, RQ * CQ>>,
+) {
+  if (atomicLoad(&nonFinite) == 0u) {
+    accumulate(weights, b, tx, ty, sums);
+    return;
+  }
+  for (var j = 0u; j < BK; j++) {
+    for (var n = 0u; n < CQ; n++) {
+      let y = tiles[b + place(j) * ROW + min(tx + NX * n, DQ - 1u)];
+      for (var i = 0u; i < RQ; i++) {
+        let w = tiles[weights + (ty + TY * i) * WEIGHT_ROW + (j >> 2u)][j & 3u];
+        if (first + i32(j) >= (*low)[i] && first + i32(j) < (*high)[i]) {
+          (*sums)[i * CQ + n] = fma(vec4<f32>(w), y, (*sums)[i * CQ + n]);
+        }
+      }
+    }
+  }
+}
+
+// Whether each of the four rows that a thread scores, from `first` on, is among those that a row of its own sees.
+fn visible(low: i32, high: i32, first: i32) -> vec4<bool> {
+  let j = vec4<i32>(first) + vec4<i32>(0, 1, 2, 3);
+  return (j >= vec4<i32>(low)) & (j < vec4<i32>(high));
+}
