@@ -72,6 +72,6 @@ export const percent = (share: number, digits = 1): string => `${(100 * share).t
 /** An integer with thousands separated. */
 export const count = (value: number): string => value.toLocaleString("en-US");
 
-/** Milliseconds, in seconds where they are many. */
+/** Milliseconds with two to four digits, in seconds where they are many. */
 export const duration = (ms: number): string =>
-  ms >= 1000 ? `${(ms / 1000).toFixed(2)} s` : `${ms.toFixed(ms < 10 ? 2 : 0)} ms`;
+  ms >= 1000 ? `${(ms / 1000).toFixed(2)} s` : `${ms.toFixed(ms < 1 ? 4 : ms < 100 ? 2 : 0)} ms`;

@@ -6,6 +6,7 @@ import { type BackendName, openBackend } from "moba-js";
 import { version } from "../package.json";
 import { type BenchAttentionOptions, benchAttention } from "./commands/bench.js";
 import { type BenchCostOptions, benchCost } from "./commands/bench-cost.js";
+import { type BenchDecodeOptions, benchDecode } from "./commands/bench-decode.js";
 import { type ConformanceCommandOptions, conformance } from "./commands/conformance.js";
 import { type DemoOptions, demo } from "./commands/demo.js";
 import { doctor } from "./commands/doctor.js";
@@ -26,17 +27,27 @@ export interface Streams {
 /** All is well; the job failed (a check, a device); bad usage or input. */
 const EXIT = { ok: 0, failed: 1, usage: 2 } as const;
 
+function parseInteger(flags: string, text: string, least: number): number {
+  const value = Number(text);
+  if (!/^\d+$/.test(text) || value < least || value > 2 ** 31 - 1) {
+    throw new ArgumentError(flags.split(" ")[0], text, `an integer from ${least} to 2^31 - 1`);
+  }
+  return value;
+}
+
 /** An option whose value is an integer of at least `least`. */
 function integerOption(flags: string, description: string, initial?: number, least = 1): Option {
-  const parse = (text: string): number => {
-    const value = Number(text);
-    if (!/^\d+$/.test(text) || value < least || value > 2 ** 31 - 1) {
-      throw new ArgumentError(flags.split(" ")[0], text, `an integer from ${least} to 2^31 - 1`);
-    }
-    return value;
-  };
-  const option = new Option(flags, description).argParser(parse);
+  const option = new Option(flags, description).argParser((text) => parseInteger(flags, text, least));
   return initial === undefined ? option : option.default(initial);
+}
+
+/** An option whose values are integers of at least 1. */
+function integersOption(flags: string, description: string, initial: number[]): Option {
+  const parse = (text: string, before: number[]): number[] => {
+    const value = parseInteger(flags, text, 1);
+    return before === initial ? [value] : [...before, value];
+  };
+  return new Option(flags, description).argParser(parse).default(initial);
 }
 
 /** An option whose value is a number above 0, or 0 where that is allowed. */
@@ -77,6 +88,9 @@ const seedOption = (initial?: number): Option =>
   integerOption("--seed <number>", "what random numbers follow from", initial, 0);
 
 const backendOption = (): Option => new Option("--backend <name>", "the best that opens, when not given");
+
+const kvHeadsOption = (): Option =>
+  integerOption("--kv-heads <Hkv>", "key and value heads; as many as query heads, when not given");
 
 const textOption = (): Option => new Option("--text <file>", "a UTF-8 text instead of Moby Dick");
 
@@ -279,22 +293,43 @@ function createProgram({ stdout, stderr }: Streams, finish: (succeeded: boolean)
   bench
     .command("attention")
     .description("causal MoBA against dense attention, forward")
-    .addOption(integerOption("--tokens <N>", "tokens", 4096))
+    .addOption(integersOption("--tokens <N...>", "tokens of a sequence, one case for each", [4096]))
+    .addOption(integerOption("--batch <number>", "sequences", 1))
     .addOption(integerOption("--heads <H>", "query heads", 2))
-    .addOption(
-      integerOption("--kv-heads <Hkv>", "key and value heads; as many as query heads, when not given"),
-    )
+    .addOption(kvHeadsOption())
     .addOption(integerOption("--dim <d>", "head dimension", 64))
     .addOption(integerOption("--block-size <B>", "tokens a block", 128))
     .addOption(integerOption("--top-k <k>", "blocks a query attends, its own included", 8))
     .addOption(dtypeOption())
-    .addOption(integerOption("--repeats <number>", "runs of which the median counts", 7))
+    .option("--no-dense", "leave out dense attention")
+    .option("--skewed", "also attend where half of the queries choose the same 1 % of blocks", false)
+    .addOption(integerOption("--repeats <number>", "samples of which the median counts", 7))
     .addOption(backendOption())
     .addOption(seedOption(1))
     .addOption(jsonOption())
     .action(async (options: BenchAttentionOptions & CommonOptions) => {
       using backend = await openBackend(options.backend);
       finish(await benchAttention(backend, options, outputFor(options)));
+    });
+  bench
+    .command("decode")
+    .description("one decoding step against a long cache")
+    .addOption(integersOption("--tokens <N...>", "keys in the cache, one case for each", [65536]))
+    .addOption(integerOption("--batch <number>", "sequences", 1))
+    .addOption(integerOption("--heads <H>", "query heads", 2))
+    .addOption(kvHeadsOption())
+    .addOption(integerOption("--dim <d>", "head dimension", 64))
+    .addOption(integerOption("--block-size <B>", "tokens a block", 128))
+    .addOption(integerOption("--top-k <k>", "blocks a query attends, its own included", 8))
+    .addOption(dtypeOption())
+    .option("--no-dense", "leave out dense attention")
+    .addOption(integerOption("--repeats <number>", "samples of which the median counts", 7))
+    .addOption(backendOption())
+    .addOption(seedOption(1))
+    .addOption(jsonOption())
+    .action(async (options: BenchDecodeOptions & CommonOptions) => {
+      using backend = await openBackend(options.backend);
+      finish(await benchDecode(backend, options, outputFor(options)));
     });
 
   return program;

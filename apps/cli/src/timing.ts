@@ -24,6 +24,39 @@ export async function timeRepeated(
   return samples;
 }
 
+/** A timed sample takes at least so many milliseconds, so that launching the first kernel does not count. */
+const SAMPLE_MILLISECONDS = 10;
+/** Runs that are not counted, for clocks and caches to settle. */
+const WARM_RUNS = 3;
+
+/**
+ * Device milliseconds of one run of `operation`, `repeats` samples of as many runs in a row as make a sample long enough.
+ * What `operation` makes is disposed.
+ */
+export async function timeSteadily(
+  backend: Backend,
+  operation: () => unknown,
+  repeats: number,
+): Promise<number[]> {
+  let once = 0;
+  for (let i = 0; i < WARM_RUNS && once < 10 * SAMPLE_MILLISECONDS; i++)
+    once = await timeOnce(backend, operation);
+  const runs = Math.max(1, Math.min(100, Math.ceil(SAMPLE_MILLISECONDS / once)));
+  const sample = async () => {
+    const total = await backend.time(() => {
+      for (let i = 0; i < runs; i++) {
+        backend.scope(() => {
+          operation();
+        });
+      }
+    });
+    return total / runs;
+  };
+  const samples: number[] = [];
+  while (samples.length < repeats) samples.push(await sample());
+  return samples;
+}
+
 /** Self-attention of a text's first tokens, MoBA against dense. */
 export interface AttentionTiming {
   /** `N`. */

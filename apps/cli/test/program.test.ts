@@ -12,11 +12,18 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { ReferenceBackend } from "@moba-js/reference";
-import type { AttentionProblem, AttentionResult, CentroidsProblem, Tensor } from "@moba-js/tensor";
+import type {
+  AttentionProblem,
+  AttentionResult,
+  CentroidsProblem,
+  RouteCentroidsProblem,
+  Tensor,
+} from "@moba-js/tensor";
 import { buildSync } from "esbuild";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import packageJson from "../package.json" with { type: "json" };
 import { benchAttention } from "../src/commands/bench.js";
+import { benchDecode } from "../src/commands/bench-decode.js";
 import { conformance } from "../src/commands/conformance.js";
 import { Output } from "../src/output.js";
 import { run } from "../src/program.js";
@@ -76,7 +83,7 @@ describe("usage", () => {
       'moba: --top-k: expected an integer from 1 to 2^31 - 1, got "0"\n',
     );
     expect((await moba("demo", "--backend", "abacus")).stderr).toBe(
-      'moba: backend: expected one of cpu, got "abacus"\n',
+      'moba: backend: expected one of cuda, cpu, got "abacus"\n',
     );
   });
 
@@ -122,7 +129,7 @@ describe("doctor", () => {
     expect(stdout).toContain(process.version);
     expect(stdout).toMatch(/^cpu +available/m);
     const report = JSON.parse((await moba("doctor", "--json")).stdout);
-    expect(report.backends[0]).toMatchObject({ name: "cpu", available: true });
+    expect(report.backends).toContainEqual(expect.objectContaining({ name: "cpu", available: true }));
   });
 });
 
@@ -231,12 +238,35 @@ describe("bench attention", () => {
   it("gives all samples as JSON, of which the medians are", async () => {
     const { stdout } = await moba(...args, ...shape, "--json", "--dtype", "bf16", "--seed", String(seed));
     const report = JSON.parse(stdout);
-    expect(report).toMatchObject({ seed, dtype: "bf16", kvHeads: 2, repeats: 3, check: { passed: true } });
-    for (const [stage, samples] of Object.entries<number[]>(report.samples)) {
-      expect(samples).toHaveLength(3);
-      expect(report.median[stage]).toBe(samples.toSorted((a, b) => a - b)[1]);
+    expect(report).toMatchObject({ seed, dtype: "bf16", kvHeads: 2, repeats: 3 });
+    expect(report.cases).toHaveLength(1);
+    const [{ tokens, check, samples, median, ratio }] = report.cases;
+    expect({ tokens, passed: check.passed }).toEqual({ tokens: 300, passed: true });
+    for (const [stage, times] of Object.entries<number[]>(samples)) {
+      expect(times).toHaveLength(3);
+      expect(median[stage]).toBe(times.toSorted((a, b) => a - b)[1]);
     }
-    expect(report.ratio).toBeCloseTo(report.median.dense / report.median.moba, 10);
+    expect(ratio).toBeCloseTo(median.dense / median.moba, 10);
+  });
+
+  it("takes several lengths, a batch and a skewed routing, and leaves dense attention out", async () => {
+    const more = ["150", "--batch", "2", "--skewed", "--no-dense", "--json"];
+    const { code, stdout } = await moba(...args.slice(0, 4), ...more, ...args.slice(4), ...shape);
+    expect(code).toBe(0);
+    const { cases, batch } = JSON.parse(stdout);
+    expect(batch).toBe(2);
+    expect(cases.map(({ tokens }: { tokens: number }) => tokens)).toEqual([300, 150]);
+    for (const { check, median } of cases) {
+      expect(check.passed).toBe(true);
+      expect(Object.keys(median)).toEqual([
+        "centroids",
+        "route",
+        "attend",
+        "moba",
+        "attend-uniform",
+        "attend-skewed",
+      ]);
+    }
   });
 
   it("times nothing on a backend whose results are wrong", async () => {
@@ -250,7 +280,10 @@ describe("bench attention", () => {
     }
     const stdout = new Captured();
     const shapeOfAll = {
-      tokens: 200,
+      tokens: [200],
+      batch: 1,
+      dense: true,
+      skewed: false,
       heads: 2,
       dim: 16,
       blockSize: 24,
@@ -262,9 +295,45 @@ describe("bench attention", () => {
     expect(await benchAttention(new WrongDense(), shapeOfAll, new Output(stdout, new Captured(), true))).toBe(
       false,
     );
-    const report = JSON.parse(stdout.text);
-    expect(report.check).toMatchObject({ passed: false, routing: { error: 0 } });
-    expect(report).not.toHaveProperty("samples");
+    const [result] = JSON.parse(stdout.text).cases;
+    expect(result.check).toMatchObject({ passed: false, routing: { error: 0 } });
+    expect(result).not.toHaveProperty("samples");
+  });
+});
+
+describe("bench decode", () => {
+  const args = ["bench", "decode", "--batch", "3", "--heads", "4", "--kv-heads", "2", "--dim", "16"];
+  const shape = ["--block-size", "24", "--top-k", "3", "--repeats", "3", "--seed", String(seed)];
+
+  it("checks and times a step for each length", async () => {
+    const { code, stdout } = await moba(...args, ...shape, "--tokens", "300", "97", "--json");
+    expect(code).toBe(0);
+    for (const { check, samples, median } of JSON.parse(stdout).cases) {
+      expect(check.passed).toBe(true);
+      expect(samples.moba).toHaveLength(3);
+      expect(median.dense).toBe(samples.dense.toSorted((a: number, b: number) => a - b)[1]);
+    }
+  });
+
+  it("prints a table, without dense attention if that is not wanted", async () => {
+    const { stdout } = await moba(...args, ...shape, "--tokens", "200", "--no-dense");
+    expect(stdout).toMatch(/^N = 200: checked on 12 rows: MoBA/m);
+    expect(stdout).toMatch(/^N = 200 +\d+\.\d+ ms$/m);
+  });
+
+  it("times nothing when the step is wrong", async () => {
+    class WrongStep extends ReferenceBackend {
+      protected override runRouteCentroids(problem: RouteCentroidsProblem, indices: Tensor<"i32">): void {
+        super.runRouteCentroids({ ...problem, topK: 1 }, indices);
+      }
+    }
+    const stdout = new Captured();
+    const options = {
+      ...{ tokens: [200], batch: 1, heads: 2, dim: 16, blockSize: 24, topK: 3, repeats: 3, dense: false },
+      ...({ dtype: "f32", seed } as const),
+    };
+    expect(await benchDecode(new WrongStep(), options, new Output(stdout, new Captured(), true))).toBe(false);
+    expect(JSON.parse(stdout.text).cases[0]).not.toHaveProperty("samples");
   });
 });
 

@@ -1,12 +1,23 @@
-import type { Backend, FloatDType, MobaOptions, Routing } from "@moba-js/tensor";
-import { count, duration, type Output, table } from "../output.js";
-import { gaussians, generator } from "../random.js";
-import { type AttentionTensors, checkRows, type Judged } from "../row-check.js";
-import { median, timeRepeated } from "../timing.js";
+import {
+  type Backend,
+  cuSeqlensFromLengths,
+  type FloatDType,
+  type MobaOptions,
+  type Routing,
+} from "@moba-js/tensor";
+import { isMeasured, type MeasuredBackend } from "../measured-backend.js";
+import { normalTensor } from "../normal-tensor.js";
+import { count, duration, type Output, percent, table } from "../output.js";
+import { type Generator, generator, integer, uniform } from "../random.js";
+import { attentionWork, leastTime, type Work } from "../roofline.js";
+import { type AttentionTensors, checkRows, type Judged, type RowCheck } from "../row-check.js";
+import { median, timeSteadily } from "../timing.js";
 
 /** Options of `moba bench attention`. */
 export interface BenchAttentionOptions {
-  readonly tokens: number;
+  /** `N` of each case. */
+  readonly tokens: readonly number[];
+  readonly batch: number;
   readonly heads: number;
   /** As many as `heads` when not given. */
   readonly kvHeads?: number;
@@ -16,101 +27,304 @@ export interface BenchAttentionOptions {
   readonly dtype: FloatDType;
   readonly repeats: number;
   readonly seed: number;
+  /** Whether dense attention is run too. */
+  readonly dense: boolean;
+  /** Whether attending is also timed for a routing by which half of the queries choose the same 1 % of blocks. */
+  readonly skewed: boolean;
 }
 
-const CHECKED_ROWS = 16;
+const MOST_CHECKED_ROWS = 16;
+const LEAST_CHECKED_ROWS = 4;
+/** Fewer rows are checked where each has so many keys that the oracle would take minutes. */
+const CHECKED_KEYS = 2 ** 20;
+
+/** How many rows to check where each has so many keys. */
+export const checkedRows = (tokens: number): number =>
+  Math.max(LEAST_CHECKED_ROWS, Math.min(MOST_CHECKED_ROWS, Math.floor(CHECKED_KEYS / tokens)));
 
 /** One row of the result. */
 interface Stage {
-  readonly name: "centroids" | "route" | "attend" | "moba" | "dense";
+  readonly name: string;
   readonly label: string;
   readonly run: () => unknown;
+  readonly work: Work;
 }
 
-/** A stage's milliseconds, run by run. */
+/** A stage's milliseconds, sample by sample, and the least that the device could take, if that is known. */
 interface TimedStage extends Stage {
   readonly samples: readonly number[];
+  readonly least: number | undefined;
 }
 
-const stagesOf = (
-  backend: Backend,
-  { q, k, v }: AttentionTensors,
-  routing: Routing,
-  options: MobaOptions,
-): Stage[] => [
-  { name: "centroids", label: "  centroids", run: () => backend.centroids(k, options) },
-  { name: "route", label: "  route, its own centroids included", run: () => backend.route(q, k, options) },
-  { name: "attend", label: "  attend", run: () => backend.attend(q, k, v, routing) },
-  { name: "moba", label: "MoBA forward", run: () => backend.moba(q, k, v, options) },
-  { name: "dense", label: "dense forward", run: () => backend.attention(q, k, v) },
-];
+/** One kernel's part in an operation. */
+interface KernelTime {
+  readonly name: string;
+  readonly launches: number;
+  readonly milliseconds: number;
+}
 
+/** Bytes on the device. */
+interface MemoryUse {
+  /** The most that the operation held beyond its inputs. */
+  readonly peakBeyondInputs: number;
+  /** Of that, what it returned. */
+  readonly results: number;
+}
+
+/** How a check came out, in words. */
+export function checkText({ rows, dense, moba, routing }: RowCheck): string {
+  const against = ({ error, bound }: Judged) =>
+    `${error.toExponential(1)} (at most ${bound.toExponential(1)})`;
+  const denseText = dense ? `dense ${against(dense)}, ` : "";
+  return `checked on ${rows} rows: ${denseText}MoBA ${against(moba)}, routing ${against(routing)}`;
+}
+
+/** Median times of each kernel that `run` launches, the longest first. */
+export async function timeKernels(
+  backend: MeasuredBackend,
+  run: () => unknown,
+  repeats: number,
+): Promise<KernelTime[]> {
+  const profiles: (readonly { readonly name: string; readonly milliseconds: number }[])[] = [];
+  for (let i = 0; i < repeats; i++) {
+    profiles.push(
+      await backend.profile(() => {
+        backend.scope(() => {
+          run();
+        });
+      }),
+    );
+  }
+  const totals = profiles.map((launches) => {
+    const total = new Map<string, number>();
+    for (const { name, milliseconds } of launches) total.set(name, (total.get(name) ?? 0) + milliseconds);
+    return total;
+  });
+  const kernels = [...totals[0].keys()].map((name) => ({
+    name,
+    launches: profiles[0].filter((launch) => launch.name === name).length,
+    milliseconds: median(totals.map((total) => total.get(name) ?? 0)),
+  }));
+  return kernels.sort((a, b) => b.milliseconds - a.milliseconds);
+}
+
+/** The memory of one run. */
+function memoryOf(backend: MeasuredBackend, run: () => unknown): MemoryUse {
+  const before = backend.deviceMemory().usedBytes;
+  backend.resetPeakMemory();
+  return backend.scope(() => {
+    run();
+    const { usedBytes, peakUsedBytes } = backend.deviceMemory();
+    return { peakBeyondInputs: peakUsedBytes - before, results: usedBytes - before };
+  });
+}
+
+/**
+ * Causal routing indices `[T, H, slots]` made by chance; with `skewed`, half of the queries choose the first 1 % of blocks
+ * before all others.
+ */
+export function randomRouting(
+  random: Generator,
+  {
+    batch,
+    tokens,
+    heads,
+    blockSize,
+    topK,
+  }: { batch: number; tokens: number; heads: number; blockSize: number; topK: number },
+  skewed: boolean,
+): Int32Array {
+  const blocks = Math.ceil(tokens / blockSize);
+  const slots = Math.min(topK, blocks);
+  const popular = Math.ceil(blocks / 100);
+  const indices = new Int32Array(batch * tokens * heads * slots).fill(-1);
+  for (let row = 0; row * slots < indices.length; row++) {
+    const own = Math.floor((Math.floor(row / heads) % tokens) / blockSize);
+    const chosen = new Set([own]);
+    const wanted = Math.min(slots, own + 1);
+    if (skewed && uniform(random) < 0.5) {
+      for (let block = 0; block < Math.min(popular, own) && chosen.size < wanted; block++) chosen.add(block);
+    }
+    while (chosen.size < wanted) chosen.add(integer(random, own));
+    indices.set([...chosen], row * slots);
+  }
+  return indices;
+}
+
+/** Runs and times the stages of one case. */
 async function timeStages(
   backend: Backend,
   stages: readonly Stage[],
-  repeats: number,
+  options: BenchAttentionOptions,
   output: Output,
 ): Promise<TimedStage[]> {
   using progress = output.progress("bench attention", stages.length);
   const timed: TimedStage[] = [];
   for (const stage of stages) {
-    timed.push({ ...stage, samples: await timeRepeated(backend, stage.run, repeats) });
+    const samples = await timeSteadily(backend, stage.run, options.repeats);
+    timed.push({ ...stage, samples, least: leastTime(backend.device, options.dtype, stage.work) });
     progress.step(stage.name);
   }
   return timed;
 }
 
+/** What one case came to. */
+interface CaseResult {
+  readonly check: RowCheck;
+  readonly stages: readonly TimedStage[];
+  readonly kernels: readonly KernelTime[];
+  readonly memory: MemoryUse | undefined;
+}
+
+async function runCase(
+  backend: Backend,
+  tokens: number,
+  options: BenchAttentionOptions,
+  output: Output,
+): Promise<CaseResult> {
+  const {
+    batch,
+    heads,
+    kvHeads = heads,
+    dim: headDim,
+    blockSize,
+    topK,
+    dtype,
+    dense,
+    repeats,
+    seed,
+  } = options;
+  const random = generator("bench attention", seed, tokens);
+  const cuSeqlens = cuSeqlensFromLengths(new Array<number>(batch).fill(tokens));
+  const moba: MobaOptions & { cuSeqlens: Int32Array } = { cuSeqlens, blockSize, topK };
+  const make = (rows: number) => normalTensor(backend, random, [batch * tokens, rows, headDim], dtype);
+  using q = make(heads);
+  using k = make(kvHeads);
+  using v = make(kvHeads);
+  const tensors: AttentionTensors = { q, k, v };
+  const check = await checkRows(backend, tensors, moba, { rows: checkedRows(tokens), dense }, random);
+  if (!check.passed) return { check, stages: [], kernels: [], memory: undefined };
+
+  const work = attentionWork({ batch, tokens, heads, kvHeads, headDim, blockSize, topK, dtype });
+  const stage = (name: keyof typeof work, label: string, run: () => unknown): Stage => ({
+    name,
+    label,
+    run,
+    work: work[name],
+  });
+  const attend = (routing: Routing) => () => backend.attend(q, k, v, routing);
+  using routing = backend.route(q, k, moba);
+  const stages = [
+    stage("centroids", "  centroids", () => backend.centroids(k, moba)),
+    stage("route", "  route, its own centroids included", () => backend.route(q, k, moba)),
+    stage("attend", "  attend", attend(routing)),
+    stage("moba", "MoBA forward", () => backend.moba(q, k, v, moba)),
+  ];
+  if (dense) stages.push(stage("dense", "dense forward", () => backend.attention(q, k, v, { cuSeqlens })));
+  const timed = await timeStages(backend, stages, options, output);
+  if (options.skewed) {
+    for (const skewed of [false, true]) {
+      const indices = randomRouting(random, { batch, tokens, heads, blockSize, topK }, skewed);
+      const shape = [batch * tokens, heads, routing.indices.shape[2]] as const;
+      using made = backend.createRouting(indices, shape, moba);
+      const kind = skewed ? "skewed" : "uniform";
+      const attending = stage("attend", `  attend, ${kind} routing`, attend(made));
+      timed.push(...(await timeStages(backend, [{ ...attending, name: `attend-${kind}` }], options, output)));
+    }
+  }
+  const run = () => backend.moba(q, k, v, moba);
+  const measured = isMeasured(backend) ? backend : undefined;
+  const memory = measured && memoryOf(measured, run);
+  const kernels = measured ? await timeKernels(measured, run, repeats) : [];
+  return { check, stages: timed, kernels, memory };
+}
+
+const mib = (bytes: number): string => `${count(Math.round(bytes / 2 ** 20))} MiB`;
+
+function printCase({ stages, kernels, memory }: CaseResult, repeats: number, output: Output): void {
+  const medians = new Map(stages.map(({ name, samples }) => [name, median(samples)]));
+  const rows = stages.map(({ label, samples, least }) => [
+    label,
+    ...[median(samples), Math.min(...samples), Math.max(...samples)].map(duration),
+    least === undefined ? "" : percent(least / median(samples), 0),
+  ]);
+  const known = stages.some(({ least }) => least !== undefined);
+  output.print();
+  output.print(
+    table([[`of ${repeats} samples`, "median", "least", "most", known ? "of roofline" : ""], ...rows]),
+  );
+  if (kernels.length > 0) {
+    const total = kernels.reduce((sum, { milliseconds }) => sum + milliseconds, 0);
+    output.print();
+    output.print(
+      table([
+        ["MoBA's kernels", "launches", "median", "share"],
+        ...kernels.map(({ name, launches, milliseconds }) => [
+          `  ${name}`,
+          String(launches),
+          `${milliseconds.toFixed(3)} ms`,
+          percent(milliseconds / total, 0),
+        ]),
+      ]),
+    );
+  }
+  output.print();
+  if (memory) {
+    const { peakBeyondInputs, results } = memory;
+    output.print(`memory beyond inputs ${mib(peakBeyondInputs)}, of which results ${mib(results)}`);
+  }
+  const dense = medians.get("dense");
+  if (dense !== undefined)
+    output.print(`dense / MoBA = ${(dense / (medians.get("moba") as number)).toFixed(2)}`);
+}
+
+/** What JSON says of a case. */
+function report(tokens: number, { check, stages, kernels, memory }: CaseResult) {
+  const byName = <T>(value: (stage: TimedStage) => T) =>
+    Object.fromEntries(stages.map((stage) => [stage.name, value(stage)]));
+  const medians: Record<string, number> = byName(({ samples }) => median(samples));
+  return {
+    tokens,
+    check,
+    ...(stages.length > 0 && {
+      samples: byName(({ samples }) => samples),
+      median: medians,
+      work: byName(({ work }) => work),
+      roofline: byName(({ samples, least }) => (least === undefined ? null : least / median(samples))),
+      ...("dense" in medians && { ratio: medians.dense / medians.moba }),
+      ...(kernels.length > 0 && { kernels }),
+      ...(memory && { memory }),
+    }),
+  };
+}
+
 /**
- * `moba bench attention`: causal MoBA against dense attention of one sequence on fresh random inputs. A result is checked
- * against the oracle, on sampled rows, before anything is timed.
- * @returns whether the check passed; nothing is timed when not.
+ * `moba bench attention`: causal MoBA against dense attention, forward, on fresh random inputs, for each number of tokens.
+ * A result is checked against the oracle, on sampled rows, before anything is timed.
+ * @returns whether every check passed; a case is not timed when its own did not.
  */
 export async function benchAttention(
   backend: Backend,
   options: BenchAttentionOptions,
   output: Output,
 ): Promise<boolean> {
-  const { tokens, heads, kvHeads = heads, dim: headDim, blockSize, topK, dtype, repeats, seed } = options;
-  const random = generator("bench attention", seed);
-  const tensor = (rows: number) =>
-    backend.tensor(gaussians(random, tokens * rows * headDim), [tokens, rows, headDim], dtype);
-  using q = tensor(heads);
-  using k = tensor(kvHeads);
-  using v = tensor(kvHeads);
-
-  const check = await checkRows(backend, { q, k, v }, { blockSize, topK }, CHECKED_ROWS, random);
-  const shape = { tokens, heads, kvHeads, headDim, blockSize, topK, dtype };
-  const setup = { backend: backend.name, device: backend.device, seed, ...shape, repeats, check };
-  const against = ({ error, bound }: Judged) =>
-    `${error.toExponential(1)} (at most ${bound.toExponential(1)})`;
-  output.print(`attention on ${backend.name} (${backend.device}), seed ${seed}`);
-  output.print(
-    `N = ${count(tokens)}, H = ${heads}, Hkv = ${kvHeads}, d = ${headDim}, B = ${blockSize}, k = ${topK}, ` +
-      `${dtype}, causal, forward`,
-  );
-  output.print(
-    `checked on ${check.rows} rows: dense ${against(check.dense)}, MoBA ${against(check.moba)}, ` +
-      `routing ${against(check.routing)}`,
-  );
-  if (!check.passed) {
-    output.print("The check failed; a wrong result is not timed.");
-    output.result(setup);
-    return false;
+  const { batch, heads, kvHeads = heads, dim: headDim, blockSize, topK, dtype, repeats, seed } = options;
+  const shape = { batch, heads, kvHeads, headDim, blockSize, topK, dtype };
+  const cases = [];
+  for (const tokens of options.tokens) {
+    const result = await runCase(backend, tokens, options, output);
+    if (cases.length === 0) output.print(`attention on ${backend.name} (${backend.device}), seed ${seed}`);
+    cases.push(report(tokens, result));
+    const sequences = batch === 1 ? "" : `${batch} sequences, `;
+    output.print();
+    output.print(
+      `N = ${count(tokens)}, ${sequences}H = ${heads}, Hkv = ${kvHeads}, d = ${headDim}, B = ${blockSize}, ` +
+        `k = ${topK}, ${dtype}, causal, forward`,
+    );
+    output.print(checkText(result.check));
+    if (result.check.passed) printCase(result, repeats, output);
+    else output.print("The check failed; a wrong result is not timed.");
   }
-
-  using routing = backend.route(q, k, { blockSize, topK });
-  const stages = stagesOf(backend, { q, k, v }, routing, { blockSize, topK });
-  const timed = await timeStages(backend, stages, repeats, output);
-  const medians = Object.fromEntries(timed.map(({ name, samples }) => [name, median(samples)]));
-  const ratio = medians.dense / medians.moba;
-  const rows = timed.map(({ label, samples }) =>
-    [label].concat([median(samples), Math.min(...samples), Math.max(...samples)].map(duration)),
-  );
-  output.print();
-  output.print(table([[`of ${repeats} runs`, "median", "least", "most"], ...rows]));
-  output.print();
-  output.print(`dense / MoBA = ${ratio.toFixed(2)}`);
-  const samples = Object.fromEntries(timed.map((stage) => [stage.name, stage.samples]));
-  output.result({ ...setup, samples, median: medians, ratio });
-  return true;
+  output.result({ backend: backend.name, device: backend.device, seed, ...shape, repeats, cases });
+  return cases.every(({ check }) => check.passed);
 }
