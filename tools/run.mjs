@@ -60,7 +60,9 @@ function test() {
     console.log(`${passed ? "✓" : "✗"} ${name} (${((Date.now() - start) / 1000).toFixed(1)} s)`);
     return passed;
   };
+  const failures = [];
   const finish = () => {
+    for (const failure of failures) console.log(`✗ ${failure}`); // once more, where the end of a log shows them
     console.log(`${counts.passed} passed, ${counts.failed} failed, ${counts.skipped} skipped`);
     process.exit(counts.failed === 0 ? 0 : 1);
   };
@@ -78,6 +80,11 @@ function test() {
     counts.passed += report.numPassedTests;
     counts.failed += report.numFailedTests;
     counts.skipped += report.numPendingTests;
+    for (const { name, assertionResults } of report.testResults) {
+      for (const { status, fullName, failureMessages } of assertionResults) {
+        if (status === "failed") failures.push(`${name}: ${fullName}\n${failureMessages.join("\n")}`);
+      }
+    }
   }
   step("conformance of the backends that open here", () => run("node", [cli, "conformance"]));
   step("demo within 90 s", () => {

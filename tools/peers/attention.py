@@ -1,0 +1,199 @@
+#!/usr/bin/env python3
+"""Dense attention of this machine's PyTorch (cuDNN and FlashAttention-2) beside moba-js, in one table.
+
+    python3 tools/peers/attention.py [--moba PATH] [--cases 8192x2 65536x2 ...] [--decode 1048576x1 ...]
+
+Both run on the same GPU with the same shapes, one after the other: PyTorch here, moba-js by its own command
+(`moba bench attention` and `moba bench decode`, which check their results before they time them). Times are medians of
+device time; each sample times as many runs in a row as take 10 ms. Ratios are PyTorch's time divided by moba-js's.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+PEERS = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "FA2": SDPBackend.FLASH_ATTENTION}
+DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
+SAMPLE_MILLISECONDS = 10
+WARM_RUNS = 3
+
+
+def measure(run, repeats):
+    """Median device milliseconds of `run`."""
+
+    def sample(runs):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(runs):
+            run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / runs
+
+    for _ in range(WARM_RUNS):
+        once = sample(1)
+    runs = max(1, min(100, round(SAMPLE_MILLISECONDS / once)))
+    return statistics.median(sample(runs) for _ in range(repeats))
+
+
+def captured(run):
+    """The same as one launch of a CUDA graph."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_RUNS):
+            run()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def peer_times(shape, queries, tokens, batch, repeats, graph):
+    """Milliseconds of each peer, or the reason why it does not run."""
+
+    def rows(count, heads):
+        # As moba-js has it in memory: [batch, tokens, heads, d].
+        size = (batch, count, heads, shape.head_dim)
+        return torch.randn(size, device="cuda", dtype=DTYPES[shape.dtype]).transpose(1, 2)
+
+    kv_heads = shape.kv_heads or shape.heads
+    q, k, v = rows(queries, shape.heads), rows(tokens, kv_heads), rows(tokens, kv_heads)
+    options = {"is_causal": queries > 1, "enable_gqa": kv_heads != shape.heads}
+
+    def run():
+        return scaled_dot_product_attention(q, k, v, **options)
+
+    times = {}
+    for name, backend in PEERS.items():
+        try:
+            with sdpa_kernel(backend):
+                times[name] = measure(captured(run) if graph else run, repeats)
+        except RuntimeError as error:
+            times[name] = str(error).splitlines()[0]
+    del q, k, v
+    torch.cuda.empty_cache()
+    return times
+
+
+def moba_command(path):
+    """How moba-js is started: a script, or a built command-line program that Node runs."""
+    here = Path(__file__).resolve().parent
+    candidates = [path] if path else [here.parent / "moba", here.parent.parent / "apps/cli/dist/main.js"]
+    for candidate in map(Path, candidates):
+        if candidate.exists():
+            return ["node", str(candidate)] if candidate.suffix == ".js" else [str(candidate)]
+    sys.exit(f"no moba command at {' or '.join(map(str, candidates))}: name it with --moba")
+
+
+def moba_case(command, benchmark, shape, tokens, batch, repeats):
+    """The result of one case of `moba bench …`."""
+    arguments = [
+        *("bench", benchmark, "--backend", "cuda", "--json", "--no-dense", "--repeats", str(repeats)),
+        *("--tokens", str(tokens), "--batch", str(batch), "--heads", str(shape.heads), "--dim", str(shape.head_dim)),
+        *("--kv-heads", str(shape.kv_heads or shape.heads), "--dtype", shape.dtype, "--seed", str(shape.seed)),
+        *("--block-size", str(shape.block_size), "--top-k", str(shape.top_k)),
+    ]
+    finished = subprocess.run([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if not finished.stdout:
+        sys.exit(f"moba {' '.join(arguments)} failed:\n{finished.stderr}")
+    return json.loads(finished.stdout)["cases"][0]
+
+
+def parse_case(text):
+    tokens, _, batch = text.partition("x")
+    return int(tokens), int(batch or 1)
+
+
+def milliseconds(value):
+    return f"{value:.4f}" if isinstance(value, float) and value < 1 else f"{value:.2f}" if value else "-"
+
+
+def print_table(rows):
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths)))
+
+
+def compare(options, command, benchmark, cases):
+    """Runs all cases of one benchmark, prints their table and returns them."""
+    decoding = benchmark == "decode"
+    results = []
+    for tokens, batch in cases:
+        queries = 1 if decoding else tokens
+        with_peers = decoding or tokens <= options.peers_up_to
+        times = peer_times(options, queries, tokens, batch, options.repeats, decoding) if with_peers else {}
+        ours = moba_case(command, benchmark, options, tokens, batch, options.repeats)
+        results.append({"tokens": tokens, "batch": batch, "peers": times, "moba": ours})
+        print(f"{benchmark} {tokens} x {batch} done", file=sys.stderr)
+    kv_heads = options.kv_heads or options.heads
+    print(
+        f"\n{'one decoding step' if decoding else 'forward, causal, routing included'}: H = {options.heads}, "
+        f"Hkv = {kv_heads}, d = {options.head_dim}, B = {options.block_size}, k = {options.top_k}, {options.dtype}"
+    )
+    head = ["N", "batch", "moba ms", *(f"{name} ms" for name in PEERS), *(f"{name} / moba" for name in PEERS)]
+    rows = [[*head, "of roofline", "memory MiB"]]
+    for result in results:
+        ours, times = result["moba"], result["peers"]
+        moba = ours.get("median", {}).get("moba")
+        peers = [times.get(name) if isinstance(times.get(name), float) else None for name in PEERS]
+        share = ours.get("roofline", {}).get("moba")
+        memory = ours.get("memory", {}).get("peakBeyondInputs")
+        rows.append(
+            [
+                str(result["tokens"]),
+                str(result["batch"]),
+                milliseconds(moba) if moba else "check failed",
+                *map(milliseconds, peers),
+                *(f"{peer / moba:.2f}" if peer and moba else "-" for peer in peers),
+                f"{100 * share:.0f} %" if share else "-",
+                f"{memory / 2**20:.0f}" if memory else "-",
+            ]
+        )
+    print_table(rows)
+    for result in results:
+        for name, reason in result["peers"].items():
+            if isinstance(reason, str):
+                print(f"{name} at {result['tokens']} x {result['batch']}: {reason}")
+    return results
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--moba", help="the moba command: a script, or apps/cli/dist/main.js")
+    default = ["8192x2", "16384x2", "32768x2", "65536x2", "131072x2", "262144x1", "524288x1"]
+    parser.add_argument("--cases", nargs="*", default=default, metavar="NxBATCH", help="forward")
+    parser.add_argument("--decode", nargs="*", default=["1048576x1", "65536x64"], metavar="NxBATCH")
+    parser.add_argument("--heads", type=int, default=16)
+    parser.add_argument("--kv-heads", type=int, help="as many as heads, when not given")
+    parser.add_argument("--head-dim", type=int, default=128)
+    parser.add_argument("--block-size", type=int, default=128)
+    parser.add_argument("--top-k", type=int, default=8)
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--peers-up-to", type=int, default=262144, help="tokens of the longest forward of the peers")
+    parser.add_argument("--json", help="a file for all figures")
+    options = parser.parse_args()
+    command = moba_command(options.moba)
+    print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}")
+    torch.manual_seed(options.seed)
+    results = {}
+    for benchmark, cases in (("attention", options.cases), ("decode", options.decode)):
+        if cases:
+            results[benchmark] = compare(options, command, benchmark, [parse_case(case) for case in cases])
+    if options.json:
+        Path(options.json).write_text(json.dumps(results, indent=2))
+    failed = [case for cases in results.values() for case in cases if not case["moba"]["check"]["passed"]]
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
