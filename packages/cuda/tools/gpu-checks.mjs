@@ -31,7 +31,6 @@ function openDevice() {
     device,
     spin: (milliseconds) => launch("spin", new Arguments().long(Math.round(milliseconds * 1e6))),
     addOne: (pointer, count) => launch("add_one", new Arguments().pointer(pointer).int(count)),
-    fail: () => launch("fail", new Arguments()),
   };
 }
 
@@ -215,36 +214,32 @@ const checks = {
     await device.synchronize();
   },
 
-  async "a lost device says so, and a fresh one works"() {
-    const { device, fail, spin } = openDevice();
-    const bystander = await open();
-    const tensor = bystander.zeros([10]);
-    const storage = device.storage(1024);
-    spin(20);
-    fail();
-    const read = device.download(storage.pointer, 1024);
-    await assert.rejects(read, isDeviceError(/CUDA_ERROR_(LAUNCH_FAILED|ILLEGAL_INSTRUCTION)/));
-    assert.throws(() => device.fill(storage.pointer, 4, 0), isDeviceError(/CUDA_ERROR_.*lost/));
-    await assert.rejects(tensor.data(), isDeviceError(/lost/));
-    const fresh = openDevice();
-    const value = fresh.device.storage(4);
-    fresh.device.fill(value.pointer, 4, 0);
-    fresh.addOne(value.pointer, 1);
-    assert.equal(new Float32Array(await fresh.device.download(value.pointer, 4))[0], 1);
-    tensor.dispose();
-    storage.free();
-    device.close();
-    fresh.addOne(value.pointer, 1);
-    assert.equal(new Float32Array(await fresh.device.download(value.pointer, 4))[0], 2);
-  },
-
-  async "a lost device is forgotten when it is closed first"() {
-    for (let i = 0; i < 3; i++) {
-      const { device, fail } = openDevice();
-      fail();
-      await assert.rejects(device.synchronize(), isDeviceError(/CUDA_ERROR/));
+  // In processes of their own: after such a failure the driver takes no more work of the process.
+  async "a lost device says so wherever it is used, and a fresh process works"() {
+    const result = runNode(`
+      import assert from "node:assert/strict";
+      import { readFileSync } from "node:fs";
+      import { Arguments, Device } from "./dist/device.js";
+      import { openCuda } from "./dist/index.js";
+      const device = new Device();
+      const bystander = await openCuda();
+      const tensor = bystander.zeros([10]);
+      const storage = device.storage(1024);
+      const ptx = Buffer.concat([readFileSync("tools/gpu-kernels.ptx"), Buffer.alloc(1)]);
+      device.launch(device.kernelOf(device.loadModule(ptx), "fail"), [1, 1, 1], 1, 0, new Arguments());
+      const isLost = (pattern) => (error) => error.name === "DeviceError" && pattern.test(error.message);
+      await assert.rejects(device.download(storage.pointer, 1024), isLost(/CUDA_ERROR_(LAUNCH_FAILED|ILLEGAL_INSTRUCTION)/));
+      assert.throws(() => device.fill(storage.pointer, 4, 0), isLost(/CUDA_ERROR_.*lost/));
+      await assert.rejects(tensor.data(), isLost(/lost/));
+      assert.throws(() => bystander.tensor([1], [1]), isLost(/lost.*start a new one/));
+      tensor.dispose();
+      bystander.dispose();
+      storage.free();
       device.close();
-    }
+      await assert.rejects(openCuda(), isLost(/start a new one/));
+      process.exitCode = 7;
+    `);
+    assert.equal(result.status, 7, result.stderr);
     const cuda = await open();
     assert.equal((await cuda.zeros([1]).data())[0], 0);
   },

@@ -1,6 +1,8 @@
 // Second look at rows of routed attention that came out not finite. In a matrix product, a masked key's weight of zero times
 // a value that is not finite is a NaN in rows that do not see the key; here every key that a row does not see stays untouched.
 // One kernel for every architecture; hardly ever has it anything to do.
+// allow-spills repair_bf16_d128: hardly ever runs
+// allow-spills repair_f16_d128: hardly ever runs
 #include "common/range.cuh"
 #include "common/row_attention.cuh"
 #include "common/shared.cuh"

@@ -4,6 +4,8 @@
 // Persistent. A CTA of 4 warps takes every so-many-th work item: a key block and some of the queries that chose it. The
 // block passes by in chunks. There is room for one chunk of keys and one of values: values load while scores are computed;
 // the next keys, and the next item's queries, while values are summed.
+// allow-spills sm80_attend_bf16_d128: a few words between tiles, none between matrix products
+// allow-spills sm80_attend_f16_d128: a few words between tiles, none between matrix products
 #include "common/range.cuh"
 #include "common/shared.cuh"
 #include "common/warp_attention.cuh"
@@ -168,15 +170,15 @@ struct Attend {
 };
 
 // Items of 128 rows, chunks of 64 keys; of 256 channels half as many, for the sake of registers.
-#define ATTEND(NAME, T, D, M, K)                                                                                      \
+#define ATTEND(NAME, T, D, M, K)                                                                                     \
   extern "C" __global__ void __launch_bounds__(THREADS, 2) NAME(const __grid_constant__ AttendArguments arguments) { \
-    Attend<T, D, M, K>{arguments}.run();                                                                              \
+    Attend<T, D, M, K>{arguments}.run();                                                                             \
   }
-#define ATTEND_DIMS(NAME, T)          \
-  ATTEND(NAME##_d32, T, 32, 2, 64)    \
-  ATTEND(NAME##_d64, T, 64, 2, 64)    \
-  ATTEND(NAME##_d96, T, 96, 2, 64)    \
-  ATTEND(NAME##_d128, T, 128, 2, 64)  \
+#define ATTEND_DIMS(NAME, T)         \
+  ATTEND(NAME##_d32, T, 32, 2, 64)   \
+  ATTEND(NAME##_d64, T, 64, 2, 64)   \
+  ATTEND(NAME##_d96, T, 96, 2, 64)   \
+  ATTEND(NAME##_d128, T, 128, 2, 64) \
   ATTEND(NAME##_d256, T, 256, 1, 32)
 
 ATTEND_DIMS(sm80_attend_bf16, bf16)

@@ -9,9 +9,9 @@
 
 #include "common/warp.cuh"
 
-// A candidate in one integer, in order of preference: the leading bits of the score (rounded down), then the complement of the
-// column, so that of equal scores the lower column is preferred. NaN counts as −Infinity, −0 as 0. `column_mask` is 2^b − 1, at
-// least every column.
+// A candidate in one integer, in order of preference: the leading bits of the score (rounded down), then the complement of
+// the column, so that of equal scores the lower column is preferred. NaN counts as −Infinity, −0 as 0. `column_mask` is
+// 2^b − 1, at least every column.
 __device__ __forceinline__ int candidate(float score, int column, int column_mask) {
   const int bits = __float_as_int(fmaxf(score + 0.0f, -FLT_MAX));  // fmaxf drops NaN
   const int ordered = bits ^ (bits >> 31 & 0x7fffffff);

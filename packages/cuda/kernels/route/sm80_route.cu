@@ -126,17 +126,17 @@ __device__ __forceinline__ void route(const RouteArguments& a) {
   write_routing<L, D>(best, reinterpret_cast<int*>(room), rows_of_warp<T, D>(a));
 }
 
-#define ROUTE(NAME, T, D, L, WARPS, N)                                                  \
+#define ROUTE(NAME, T, D, L, WARPS, N)                                        \
   extern "C" __global__ void __launch_bounds__(WARPS * WARP, L <= 16 ? 2 : 1) \
-      NAME(const __grid_constant__ RouteArguments arguments) {                          \
-    route<T, D, L, WARPS, N>(arguments);                                                \
+      NAME(const __grid_constant__ RouteArguments arguments) {                \
+    route<T, D, L, WARPS, N>(arguments);                                      \
   }
 // Of 256 channels half as many rows and columns, to fit in shared memory.
-#define ROUTE_DIMS(TYPE, L)                                    \
-  ROUTE(sm80_route_##TYPE##_d32_top##L, TYPE, 32, L, 8, 64)    \
-  ROUTE(sm80_route_##TYPE##_d64_top##L, TYPE, 64, L, 8, 64)    \
-  ROUTE(sm80_route_##TYPE##_d96_top##L, TYPE, 96, L, 8, 64)    \
-  ROUTE(sm80_route_##TYPE##_d128_top##L, TYPE, 128, L, 8, 64)  \
+#define ROUTE_DIMS(TYPE, L)                                   \
+  ROUTE(sm80_route_##TYPE##_d32_top##L, TYPE, 32, L, 8, 64)   \
+  ROUTE(sm80_route_##TYPE##_d64_top##L, TYPE, 64, L, 8, 64)   \
+  ROUTE(sm80_route_##TYPE##_d96_top##L, TYPE, 96, L, 8, 64)   \
+  ROUTE(sm80_route_##TYPE##_d128_top##L, TYPE, 128, L, 8, 64) \
   ROUTE(sm80_route_##TYPE##_d256_top##L, TYPE, 256, L, 4, 32)
 
 ROUTE_DIMS(bf16, 8)
