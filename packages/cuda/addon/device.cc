@@ -94,6 +94,7 @@ void Device::CloseOnce() {
     for (CUdeviceptr pointer : allocations_) cuda.cuMemFree(pointer);
     if (ring_.memory != nullptr) cuda.cuMemFreeHost(ring_.memory);
     if (relay_ != nullptr) cuda.cuMemFreeHost(relay_);
+    if (slots_ != nullptr) cuda.cuMemFreeHost(slots_);
     cuda.cuStreamDestroy(stream_);
   } catch (const DriverError&) {
   }

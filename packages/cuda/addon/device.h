@@ -12,7 +12,6 @@
 #include <unordered_map>
 #include <unordered_set>
 #include <vector>
-#include <vector>
 
 #include "driver.h"
 #include "primary.h"
@@ -43,6 +42,8 @@ struct Pending {
   // The error instead of the point, if any.
   std::unique_ptr<DriverError> error;
   Transfer* transfer = nullptr;
+  // Pinned memory that a small read arrives in, to be copied to the transfer's then.
+  uint8_t* slot = nullptr;
   // Settled with the transfer's memory or nothing; absent for a deferred upload.
   std::unique_ptr<Napi::Promise::Deferred> promise;
 };
@@ -83,6 +84,7 @@ class Device : public Napi::ObjectWrap<Device> {
   Napi::Value Download(Info info);     // (pointer, bytes) → Promise<ArrayBuffer>
   Napi::Value Synchronize(Info info);  // () → Promise<void>
   uint8_t* Relay();
+  uint8_t* TakeSlot();
   bool TryUpload(CUdeviceptr target, const uint8_t* data, size_t bytes);
   void DeferUpload(CUdeviceptr target, const uint8_t* data, size_t bytes);
   CUevent RecordPoint();
@@ -138,6 +140,9 @@ class Device : public Napi::ObjectWrap<Device> {
   UploadRing ring_;
   // Pinned memory that reads and deferred uploads pass through, one piece after another in the order of the stream.
   uint8_t* relay_ = nullptr;
+  // Pinned memory in small pieces, each for one read at a time; the free ones are guarded by queueMutex_.
+  uint8_t* slots_ = nullptr;
+  std::vector<uint8_t*> freeSlots_;
 
   // A thread waits for the points, so that neither JavaScript's thread nor its pool does.
   Napi::TypedThreadSafeFunction<Device, Pending, &Device::Settle> settler_;

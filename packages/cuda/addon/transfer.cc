@@ -10,6 +10,8 @@ namespace {
 constexpr size_t kPieceBytes = size_t{8} << 20;
 constexpr size_t kRingBytes = 4 * kPieceBytes;
 constexpr size_t kAlignment = 256;
+constexpr size_t kSlotBytes = size_t{4} << 10;
+constexpr size_t kSlots = 512;
 
 void copyOnHost(void* step) {
   const HostCopy& copy = *static_cast<const HostCopy*>(step);
@@ -113,15 +115,21 @@ Napi::Value Device::Download(Info info) {
   return Run([&](const Driver& cuda) -> Napi::Value {
     const CUdeviceptr source = toPointer(info[0]);
     const size_t bytes = toSize(info[1]);
-    uint8_t* relay = Relay();
     auto* transfer = new Transfer(bytes);
-    for (size_t done = 0; done < bytes; done += kPieceBytes) {
-      const size_t piece = std::min(kPieceBytes, bytes - done);
-      Check(cuda.cuMemcpyDtoHAsync(relay, source + done, piece, stream_), "reading");
-      transfer->steps.push_back({transfer->memory + done, relay, piece});
-      Check(cuda.cuLaunchHostFunc(stream_, copyOnHost, &transfer->steps.back()), "reading");
-    }
     auto pending = std::make_unique<Pending>();
+    // The driver's queue of host functions is short: many reads of a busy device would wait in the call.
+    if (bytes <= kSlotBytes) pending->slot = TakeSlot();
+    if (pending->slot != nullptr) {
+      Check(cuda.cuMemcpyDtoHAsync(pending->slot, source, bytes, stream_), "reading");
+    } else {
+      uint8_t* relay = Relay();
+      for (size_t done = 0; done < bytes; done += kPieceBytes) {
+        const size_t piece = std::min(kPieceBytes, bytes - done);
+        Check(cuda.cuMemcpyDtoHAsync(relay, source + done, piece, stream_), "reading");
+        transfer->steps.push_back({transfer->memory + done, relay, piece});
+        Check(cuda.cuLaunchHostFunc(stream_, copyOnHost, &transfer->steps.back()), "reading");
+      }
+    }
     pending->event = RecordPoint();
     pending->doing = "reading, or in work enqueued before";
     pending->transfer = transfer;
@@ -145,6 +153,21 @@ uint8_t* Device::Relay() {
     relay_ = static_cast<uint8_t*>(memory);
   }
   return relay_;
+}
+
+// A slot for one read, or null when all are in use.
+uint8_t* Device::TakeSlot() {
+  const std::lock_guard<std::mutex> lock(queueMutex_);
+  if (slots_ == nullptr) {
+    void* memory = nullptr;
+    Check(driver().cuMemHostAlloc(&memory, kSlots * kSlotBytes, 0), "allocating pinned memory for reads");
+    slots_ = static_cast<uint8_t*>(memory);
+    for (size_t i = 0; i < kSlots; i++) freeSlots_.push_back(slots_ + i * kSlotBytes);
+  }
+  if (freeSlots_.empty()) return nullptr;
+  uint8_t* slot = freeSlots_.back();
+  freeSlots_.pop_back();
+  return slot;
 }
 
 CUevent Device::RecordPoint() {
@@ -190,6 +213,11 @@ void Device::WaitLoop() {
       const Primary::Use use(*primary_);
       Check(cuda.cuEventSynchronize(pending->event), pending->doing);
       cuda.cuEventDestroy(pending->event);
+      if (pending->slot != nullptr) {
+        std::memcpy(pending->transfer->memory, pending->slot, pending->transfer->bytes);
+        const std::lock_guard<std::mutex> lock(queueMutex_);
+        freeSlots_.push_back(pending->slot);
+      }
     } catch (const DriverError& error) {
       pending->error = std::make_unique<DriverError>(error);
     }

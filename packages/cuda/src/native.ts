@@ -1,5 +1,6 @@
 import { existsSync } from "node:fs";
 import { createRequire } from "node:module";
+import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { DeviceError } from "@moba-js/tensor";
 
@@ -70,8 +71,22 @@ export interface Addon {
 /** The package's `dist` folder, from `src` and from the bundle alike. */
 const dist = new URL("../dist/", import.meta.url);
 
+const platform = `${process.platform}-${process.arch}`;
+const requireFrom = createRequire(import.meta.url);
+
+/** A file that the build makes: in `dist` after a build from source, else in the package made for this platform. */
+function builtFile(path: string): string {
+  const own = fileURLToPath(new URL(path, dist));
+  if (existsSync(own)) return own;
+  try {
+    return join(dirname(requireFrom.resolve(`@moba-js/cuda-${platform}/package.json`)), path);
+  } catch {
+    return own; // there is no such package: whoever reads the file says that it is missing
+  }
+}
+
 /** The file of a module of kernels. */
-export const kernelFile = (name: string): string => fileURLToPath(new URL(`kernels/${name}.fatbin`, dist));
+export const kernelFile = (name: string): string => builtFile(`kernels/${name}.fatbin`);
 
 let addon: Addon | undefined;
 
@@ -81,8 +96,7 @@ let addon: Addon | undefined;
  */
 export function loadAddon(): Addon {
   if (addon) return addon;
-  const platform = `${process.platform}-${process.arch}`;
-  const file = fileURLToPath(new URL(`addon/${platform}.node`, dist));
+  const file = builtFile(`addon/${platform}.node`);
   if (!existsSync(file)) {
     throw new DeviceError(
       "cuda",
@@ -90,7 +104,7 @@ export function loadAddon(): Addon {
     );
   }
   try {
-    addon = createRequire(import.meta.url)(file) as Addon;
+    addon = requireFrom(file) as Addon;
   } catch (cause) {
     throw new DeviceError("cuda", `the addon does not load (${(cause as Error).message})`);
   }
