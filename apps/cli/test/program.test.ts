@@ -83,7 +83,7 @@ describe("usage", () => {
       'moba: --top-k: expected an integer from 1 to 2^31 - 1, got "0"\n',
     );
     expect((await moba("demo", "--backend", "abacus")).stderr).toBe(
-      'moba: backend: expected one of cuda, cpu, got "abacus"\n',
+      'moba: backend: expected one of cuda, webgpu, cpu, got "abacus"\n',
     );
   });
 
