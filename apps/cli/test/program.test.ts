@@ -403,7 +403,8 @@ describe("the command", () => {
       format: "esm",
       target: "node20",
       // Of the packages' own dependencies the bundle has a copy: they do not resolve from here.
-      external: ["@stdlib/*", "cli-progress", "commander"],
+      external: ["@stdlib/*", "cli-progress", "commander", "webgpu"],
+      loader: { ".wgsl": "text" },
       tsconfig: join(root, "tsconfig.json"),
       outfile: main,
     });
