@@ -1,5 +1,5 @@
 import { spawnSync } from "node:child_process";
-import { fileURLToPath } from "node:url";
+import { fileURLToPath, pathToFileURL } from "node:url";
 import { DeviceError } from "@moba-js/tensor";
 import { expect, it } from "vitest";
 import { cudaDevices, openCuda } from "../src/index.js";
@@ -30,11 +30,13 @@ it.each(["import", "require"])("the built package loads by %s, also in worker th
     how === "import"
       ? `await import("@moba-js/cuda")`
       : `process.getBuiltinModule("module").createRequire(${JSON.stringify(root)})("@moba-js/cuda")`;
+  // A worker's module has no place to resolve the package's name from.
+  const built = how === "import" ? pathToFileURL(`${root}dist/index.js`).href : `${root}dist/index.cjs`;
   const body = `const { cudaDevices } = ${load}; try { cudaDevices(); } catch (error) { if (error.name !== "DeviceError") throw error; }`;
   const source = `
     import { Worker } from "node:worker_threads";
     ${body}
-    const url = new URL("data:text/javascript," + encodeURIComponent(${JSON.stringify(body.replace("@moba-js/cuda", `${root}dist/index.js`))}));
+    const url = new URL("data:text/javascript," + encodeURIComponent(${JSON.stringify(body.replace("@moba-js/cuda", built))}));
     for (let i = 0; i < 6; i++) {
       const worker = new Worker(url);
       if (i % 2 === 0) await new Promise((done, failed) => worker.on("exit", done).on("error", failed));
