@@ -1,11 +1,17 @@
 import {
+  type AdamWProblem,
+  type AttendBackwardProblem,
   type AttendProblem,
+  type AttentionBackwardProblem,
+  type AttentionGradients,
   type AttentionProblem,
   type AttentionResult,
   Backend,
   bytesPerElement,
   type CentroidsProblem,
   type CopyRowsProblem,
+  type CrossEntropyProblem,
+  type CrossEntropyResult,
   checkDType,
   checkShape,
   type DType,
@@ -13,7 +19,11 @@ import {
   type FloatDType,
   type KeyConvHistoryProblem,
   type KeyConvProblem,
+  type MatmulProblem,
+  OPERATIONS,
   type Operation,
+  type RmsNormProblem,
+  type RopeProblem,
   type RouteCentroidsProblem,
   type RouteProblem,
   type Storage,
@@ -22,27 +32,25 @@ import {
   type UpdateCentroidsProblem,
 } from "@moba-js/tensor";
 import { attend } from "../kernels/attend/attend.js";
+import { attendBackward, attentionBackward, windowAttentionBackward } from "../kernels/backward/backward.js";
 import { keyConv, keyConvHistory } from "../kernels/conv/key_conv.js";
+import { keyConvBackward } from "../kernels/conv/key_conv_backward.js";
 import { copyRows, updateCentroids } from "../kernels/decode/decode.js";
 import { attention, windowAttention } from "../kernels/dense/dense.js";
+import { crossEntropy, crossEntropyBackward } from "../kernels/nn/cross_entropy.js";
+import { adamw, add, cast, swiglu, swigluBackward } from "../kernels/nn/elementwise.js";
+import { embedding, embeddingBackward } from "../kernels/nn/embedding.js";
+import { matmul } from "../kernels/nn/matmul.js";
+import { rmsNorm, rmsNormBackward } from "../kernels/nn/rms_norm.js";
+import { rope } from "../kernels/nn/rope.js";
+import { sum, sumSquares } from "../kernels/nn/sum.js";
 import { centroids, route, routeCentroids } from "../kernels/route/route.js";
 import { Device, type DeviceOptions, type LaunchTime } from "./device.js";
 import type { Graph } from "./graph.js";
 import type { PoolReport } from "./memory-pool.js";
 import { type CudaStorage, pointerOf } from "./storage.js";
 
-/** The operations that have kernels. */
-const OPERATIONS: ReadonlySet<Operation> = new Set<Operation>([
-  "attention",
-  "windowAttention",
-  "centroids",
-  "route",
-  "attend",
-  "keyConv",
-  "copyRows",
-  "updateCentroids",
-  "routeCentroids",
-]);
+type Floats = Tensor<FloatDType>;
 
 const ARRAYS = { f32: Float32Array, f16: Uint16Array, bf16: Uint16Array, i32: Int32Array, u32: Uint32Array };
 
@@ -65,7 +73,7 @@ export class CudaBackend extends Backend {
   }
 
   supports(operation: Operation, dtype: DType): boolean {
-    return OPERATIONS.has(operation) && (FLOAT_DTYPES as readonly DType[]).includes(dtype);
+    return OPERATIONS.includes(operation) && (FLOAT_DTYPES as readonly DType[]).includes(dtype);
   }
 
   async time(run: () => void): Promise<number> {
@@ -172,5 +180,102 @@ export class CudaBackend extends Backend {
 
   protected override runRouteCentroids(problem: RouteCentroidsProblem, indices: Tensor<"i32">): void {
     routeCentroids(this.#device, problem, indices);
+  }
+
+  protected override runAttentionBackward(
+    problem: AttentionBackwardProblem & { causal: boolean },
+    outputs: AttentionGradients,
+  ): void {
+    attentionBackward(this.#device, problem, outputs);
+  }
+
+  protected override runWindowAttentionBackward(
+    problem: AttentionBackwardProblem & { window: number },
+    outputs: AttentionGradients,
+  ): void {
+    windowAttentionBackward(this.#device, problem, outputs);
+  }
+
+  protected override runAttendBackward(problem: AttendBackwardProblem, outputs: AttentionGradients): void {
+    attendBackward(this.#device, problem, outputs);
+  }
+
+  protected override runKeyConvBackward(
+    problem: KeyConvProblem & { dOut: Floats },
+    outputs: { dk: Floats; dWeights: Floats },
+  ): void {
+    keyConvBackward(this.#device, problem, outputs);
+  }
+
+  protected override runMatmul(problem: MatmulProblem, out: Floats): void {
+    matmul(this.#device, problem, out);
+  }
+
+  protected override runEmbedding(problem: { table: Floats; indices: Tensor<"i32"> }, out: Floats): void {
+    embedding(this.#device, problem, out);
+  }
+
+  protected override runEmbeddingBackward(
+    problem: { dOut: Floats; indices: Tensor<"i32"> },
+    dTable: Floats,
+  ): void {
+    embeddingBackward(this.#device, problem, dTable);
+  }
+
+  protected override runRmsNorm(problem: RmsNormProblem, out: Floats): void {
+    rmsNorm(this.#device, problem, out);
+  }
+
+  protected override runRmsNormBackward(
+    problem: RmsNormProblem & { dOut: Floats },
+    outputs: { dx: Floats; dWeight: Floats },
+  ): void {
+    rmsNormBackward(this.#device, problem, outputs);
+  }
+
+  protected override runSwiglu(problem: { gate: Floats; up: Floats }, out: Floats): void {
+    swiglu(this.#device, problem, out);
+  }
+
+  protected override runSwigluBackward(
+    problem: { dOut: Floats; gate: Floats; up: Floats },
+    outputs: { dGate: Floats; dUp: Floats },
+  ): void {
+    swigluBackward(this.#device, problem, outputs);
+  }
+
+  protected override runRope(problem: RopeProblem, out: Floats): void {
+    rope(this.#device, problem, out);
+  }
+
+  protected override runCrossEntropy(problem: CrossEntropyProblem, outputs: CrossEntropyResult): void {
+    crossEntropy(this.#device, problem, outputs);
+  }
+
+  protected override runCrossEntropyBackward(
+    problem: CrossEntropyProblem & { dLoss: Tensor<"f32">; lse: Tensor<"f32"> },
+    dLogits: Floats,
+  ): void {
+    crossEntropyBackward(this.#device, problem, dLogits);
+  }
+
+  protected override runAdd(problem: { a: Floats; b: Floats }, out: Floats): void {
+    add(this.#device, problem, out);
+  }
+
+  protected override runSum(x: Floats, out: Tensor<"f32">): void {
+    sum(this.#device, x, out);
+  }
+
+  protected override runSumSquares(x: Floats, out: Tensor<"f32">): void {
+    sumSquares(this.#device, x, out);
+  }
+
+  protected override runCast(x: Floats, out: Floats): void {
+    cast(this.#device, x, out);
+  }
+
+  protected override runAdamW(problem: AdamWProblem): void {
+    adamw(this.#device, problem);
   }
 }

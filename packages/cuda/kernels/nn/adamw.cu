@@ -1,5 +1,6 @@
 // One step of AdamW (arXiv 1711.05101), in place. With g = gradient_scale · gradient:
-// m ← β₁m + (1 − β₁)g, v ← β₂v + (1 − β₂)g², p ← p − η (m̂ / (sqrt(v̂) + ε) + λp), m̂ = m / (1 − β₁ᵗ), v̂ = v / (1 − β₂ᵗ).
+// m ← β₁m + (1 − β₁)g, v ← β₂v + (1 − β₂)g², p ← p − η (m̂ / (sqrt(v̂) + ε) + λp),
+// m̂ = m / (1 − β₁ᵗ), v̂ = v / (1 − β₂ᵗ).
 // A thread takes 8 elements.
 #include "nn/group.cuh"
 

@@ -44,11 +44,7 @@ export function embeddingBackward(
     return;
   }
   using checked = device.scratch(4 * tokens);
-  const check = new Arguments()
-    .pointer(pointerOf(indices))
-    .pointer(checked.pointer)
-    .int(tokens)
-    .int(rows);
+  const check = new Arguments().pointer(pointerOf(indices)).pointer(checked.pointer).int(tokens).int(rows);
   const file = "embedding_backward";
   device.launch(device.kernel(file, "embedding_rows"), [ceilDiv(tokens, THREADS), 1, 1], THREADS, 0, check);
 
