@@ -69,6 +69,7 @@ function test() {
   if (!step("install and build", setup)) finish();
   step("lint and format", () => run("biome", ["check", "."]));
   step("types", () => run("tsc", ["--noEmit"]));
+  step("public APIs are the reviewed ones", () => run("node", ["tools/release/api.mjs", "--check"]));
 
   const results = join(cache, "vitest.json");
   rmSync(results, { force: true });

@@ -1,0 +1,2 @@
+/** @throws Error when the working tree in `dir` has changes that are not committed. */
+export function requireCleanTree(dir: string): void;
