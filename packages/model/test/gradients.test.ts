@@ -59,11 +59,19 @@ async function gradientsOf(model: Transformer, { tokens, targets, cuSeqlens }: E
   return gradients;
 }
 
+/** Smaller steps would measure the rounding of the loss. */
+const STEPS = [3e-7, 7.5e-8];
+
 /**
  * The relative error of the gradient in one direction for each parameter: its own direction and a random one added. The step
- * is made smaller where it would change a routing, since no gradient flows through that.
+ * is made smaller where it would change a routing, since no gradient flows through that; undefined where that does not help:
+ * the model is too near such a change.
  */
-async function directionalErrors(model: Transformer, example: Example, random: TestRandom) {
+async function directionalErrors(
+  model: Transformer,
+  example: Example,
+  random: TestRandom,
+): Promise<Map<string, number> | undefined> {
   const gradients = await gradientsOf(model, example);
   const base = await evaluate(model, example);
   const moved = async (name: string, values: ArrayLike<number>) => {
@@ -81,22 +89,37 @@ async function directionalErrors(model: Transformer, example: Example, random: T
     const gradient = gradients.get(name) as Float64Array;
     const start = await parameter.value.values();
     const norm = Math.sqrt(dot(gradient, gradient));
-    const direction = gradient.map((g) => g / norm + random.normal() / Math.sqrt(gradient.length));
-    for (let h = 3e-7; !errors.has(name); h /= 4) {
-      expect(h, `${name}: every step changes a routing`).toBeGreaterThan(1e-8);
-      // Mirrored after rounding: were the middle not the point itself, the gradient's own change would show.
-      const high = Float32Array.from(start, (x, i) => x + h * direction[i]);
-      const low = Float32Array.from(start, (x, i) => 2 * x - high[i]);
-      const [up, down] = [await moved(name, high), await moved(name, low)];
-      if (up.choices !== base.choices || down.choices !== base.choices) continue;
-      const expected = dot(
-        gradient,
-        Float64Array.from(high, (x, i) => x - low[i]),
-      );
-      errors.set(name, Math.abs(up.loss - down.loss - expected) / Math.abs(expected));
+    for (let attempt = 0; attempt < 10 && !errors.has(name); attempt++) {
+      const direction = gradient.map((g) => g / norm + random.normal() / Math.sqrt(gradient.length));
+      for (const h of STEPS) {
+        // Mirrored after rounding: were the middle not the point itself, the gradient's own change would show.
+        const high = Float32Array.from(start, (x, i) => x + h * direction[i]);
+        const low = Float32Array.from(start, (x, i) => 2 * x - high[i]);
+        const step = Float64Array.from(high, (x, i) => x - low[i]);
+        const expected = dot(gradient, step);
+        // Rounded to float32, a step may be left that hardly goes along the gradient: another direction then.
+        if (Math.abs(expected) < 0.2 * norm * Math.sqrt(dot(step, step))) break;
+        const [up, down] = [await moved(name, high), await moved(name, low)];
+        if (up.choices !== base.choices || down.choices !== base.choices) continue;
+        errors.set(name, Math.abs(up.loss - down.loss - expected) / Math.abs(expected));
+        break;
+      }
     }
+    if (!errors.has(name)) return undefined;
   }
   return errors;
+}
+
+/** The errors for the first of some random models that is not too near a change of its routing. */
+async function errorsOfSome(
+  draw: () => [Transformer, Example],
+  random: TestRandom,
+): Promise<Map<string, number>> {
+  for (let attempt = 0; attempt < 20; attempt++) {
+    const errors = await directionalErrors(...draw(), random);
+    if (errors) return errors;
+  }
+  throw new Error("20 random models in a row change their routing at every step");
 }
 
 function expectSmall(errors: Map<string, number>): void {
@@ -108,10 +131,11 @@ describe.each(Object.entries(KINDS))("a model with %s", (name, attention) => {
 
   it("has the gradients of finite differences in float64, to 1e-6, with random packing", async () => {
     for (let round = 0; round < 5; round++) {
-      const model = randomModel(exactBackend(), miniature(attention), random);
-      expectSmall(
-        await directionalErrors(model, randomTokens(random, 11, [...randomLengths(random, 20), 9]), random),
-      );
+      const draw = (): [Transformer, Example] => [
+        randomModel(exactBackend(), miniature(attention), random),
+        randomTokens(random, 11, [...randomLengths(random, 20), 9]),
+      ];
+      expectSmall(await errorsOfSome(draw, random));
     }
   });
 
@@ -134,8 +158,11 @@ describe("the tiny preset", () => {
     ["dense", { ...PRESETS.tiny, attention: { kind: "dense" } } as ModelConfig],
   ])("with %s has the gradients of finite differences in float64, to 1e-6", async (_, config) => {
     const random = new TestRandom(seed);
-    const model = randomModel(exactBackend(), config, random);
-    const errors = await directionalErrors(model, randomTokens(random, 257, [150, 0, 37]), random);
+    const draw = (): [Transformer, Example] => [
+      randomModel(exactBackend(), config, random),
+      randomTokens(random, 257, [150, 0, 37]),
+    ];
+    const errors = await errorsOfSome(draw, random);
     console.log(`worst relative error: ${Math.max(...errors.values()).toExponential(1)}`);
     expectSmall(errors);
   });
