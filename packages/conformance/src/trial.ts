@@ -75,11 +75,7 @@ function sameBits(a: TypedArray, b: TypedArray): boolean {
 }
 
 /** The outcome of comparing stored arrays bit by bit. */
-export function judgeSameBits(
-  check: string,
-  actual: Named<TypedArray>,
-  expected: Named<TypedArray>,
-): Outcome {
+function judgeSameBits(check: string, actual: Named<TypedArray>, expected: Named<TypedArray>): Outcome {
   return judgeSame(check, expected, (name) => sameBits(actual[name], expected[name]));
 }
 

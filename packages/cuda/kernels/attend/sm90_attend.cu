@@ -3,7 +3,7 @@
 //
 // Persistent. A warpgroup of producers takes work items (a key block and some of its queries) from a global counter, loads
 // keys and values by the copy engine and gathers queries into tiles of 64; each consumer warpgroup takes every so many-th
-// tile. Tiles run ahead across items, so that consumers never wait for a gather.
+// tile. Tiles run ahead across items, so that gathers hide behind products.
 #include "common/pairs.cuh"
 #include "common/range.cuh"
 #include "common/shared.cuh"
