@@ -222,10 +222,15 @@ export async function training({
 /** Lengths of the packed sequences of a step. */
 const LENGTHS = [96, 32];
 
+/*
+ * The schedule is one under which rounding stays small: from parameters 2e-7 apart the CPU parts from itself by less than 0.001 %
+ * in 200 steps. Without warm-up, where AdamW's first step is the gradient's sign, it can part by more than 1 %.
+ */
 async function lossesOf(backend: Backend, seed: number, steps: number): Promise<number[]> {
   const trainer = new Trainer(Transformer.initialize(backend, PRESETS.tiny, { seed }), {
     steps,
-    learningRate: 0.003,
+    learningRate: 0.001,
+    warmupSteps: 20,
     weightDecay: 0.1,
     clipNorm: 1,
   });
@@ -234,12 +239,15 @@ async function lossesOf(backend: Backend, seed: number, steps: number): Promise<
   return losses;
 }
 
-/** Counting in words, from a random number on: something to learn. */
+/** Random digits in words: their spelling is to be learned, their order cannot be. */
 function textBatch(seed: number): PackedTokens {
   const words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"];
   const size = LENGTHS.reduce((a, b) => a + b) + 1;
   let text = "";
-  for (let i = seed; text.length < size; i++) text += `${words[(i * 7) % 10]} `;
+  for (let state = seed; text.length < size; ) {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    text += `${words[Math.floor((state / 2 ** 32) * 10)]} `;
+  }
   const bytes = Int32Array.from(text.slice(0, size), (letter) => letter.charCodeAt(0));
   return {
     tokens: bytes.slice(0, -1),
