@@ -1,3 +1,4 @@
+import { ArgumentError } from "@moba-js/tensor";
 import { Arguments, type Device, type Scratch } from "../../src/device.js";
 import { ceilDiv } from "../common/launch.js";
 import type { Ranges } from "./ranges.js";
@@ -49,24 +50,30 @@ export interface BlockLists extends Disposable {
   dispose(): void;
 }
 
-const COLUMN_THREADS = 128;
-const ITEM_THREADS = 512;
-/** Counters beyond these bytes of shared memory are kept in global memory instead. */
-const MOST_SHARED = 64 * 1024;
+/** As in invert_count.cu, invert_columns.cu and invert_items.cu. */
+const [COUNT_THREADS, COLUMN_THREADS, ITEM_THREADS] = [64, 128, 512];
+/** Blocks whose counters fit the shared memory at once: more are taken in several windows. */
+const MOST_BLOCKS = 8192;
+/** Entries of a chunk, at most: they lie in shared memory, 16 bits each. */
+const MOST_ENTRIES = 16_384;
 
 /**
  * Queries that one warp takes: enough warps to fill the device, but few enough that the counts, one for each
- * (warp, block), are not more than the entries.
+ * (warp, block), are not more than half the entries where a window has room for all blocks.
  */
 function chunkQueries(device: Device, ranges: Ranges, heads: number, slots: number): number {
-  const filling = (ranges.tokens * heads) / (16 * device.multiprocessors);
-  const chunk = Math.max(128, Math.min(1024, filling), ranges.mostBlocks / slots);
-  return 32 * ceilDiv(chunk, 32);
+  const filling = (ranges.tokens * heads) / (32 * device.multiprocessors);
+  const chunk = Math.max(128, Math.min(512, filling), (2 * ranges.mostBlocks) / slots);
+  return Math.min(32 * ceilDiv(chunk, 32), Math.floor(MOST_ENTRIES / slots));
 }
 
-/** Turns a routing round: count, scan, cut into items, scatter. The result is the same in every run. */
+/**
+ * Turns a routing round: count, scan, cut into items, scatter. The result is the same in every run.
+ * @throws ArgumentError for more than 16384 slots.
+ */
 export function invert(device: Device, problem: InvertProblem, ranges: Ranges): BlockLists {
   const { heads, slots, mostRows, firstHead = 0, takenHeads = heads } = problem;
+  if (slots > MOST_ENTRIES) throw new ArgumentError("routing slots", slots, `at most ${MOST_ENTRIES}`);
   const indices = problem.indices + 4 * firstHead * slots;
   const chunk = chunkQueries(device, ranges, takenHeads, slots);
   const chunks = Math.max(1, ceilDiv(ranges.longest, chunk));
@@ -94,8 +101,8 @@ export function invert(device: Device, problem: InvertProblem, ranges: Ranges): 
   };
   using matrix = device.scratch(4 * takenHeads * chunks * columns);
 
-  const inShared = 4 * ranges.mostBlocks <= MOST_SHARED;
-  const shared = inShared ? 4 * ranges.mostBlocks : 0;
+  const window = Math.min(MOST_BLOCKS, 2 * ceilDiv(Math.max(1, ranges.mostBlocks), 2)); // whole words of places
+  const windows = ceilDiv(Math.max(1, ranges.mostBlocks), window);
   const count = new Arguments()
     .pointer(indices)
     .pointer(ranges.table)
@@ -105,9 +112,9 @@ export function invert(device: Device, problem: InvertProblem, ranges: Ranges): 
     .int(chunks)
     .int(chunk)
     .int(columns)
-    .int(Number(inShared));
-  const warps = ranges.count * chunks;
-  device.launch(device.kernel("invert_count", "invert_count"), [warps, takenHeads, 1], 32, shared, count);
+    .int(window);
+  const countGrid = [ranges.count * chunks, takenHeads, windows] as const;
+  device.launch(device.kernel("invert_count", "invert_count"), countGrid, COUNT_THREADS, 4 * window, count);
 
   const scan = new Arguments().pointer(matrix.pointer).pointer(lists.counts).int(chunks).int(columns);
   const columnGrid = [ceilDiv(columns, COLUMN_THREADS), takenHeads, 1] as const;
@@ -129,6 +136,7 @@ export function invert(device: Device, problem: InvertProblem, ranges: Ranges): 
     .pointer(indices)
     .pointer(ranges.table)
     .pointer(matrix.pointer)
+    .pointer(lists.counts)
     .pointer(lists.starts)
     .pointer(lists.itemCounts)
     .pointer(lists.entries)
@@ -138,10 +146,11 @@ export function invert(device: Device, problem: InvertProblem, ranges: Ranges): 
     .int(chunks)
     .int(chunk)
     .int(columns)
-    .int(Number(inShared))
+    .int(window)
     .int(ranges.firstToken)
     .int(ranges.tokens);
-  const scatterGrid = [warps + 1, takenHeads, 1] as const;
+  const scatterGrid = [countGrid[0] + 1, takenHeads, windows] as const;
+  const shared = 6 * window + 2 * chunk * slots;
   device.launch(device.kernel("invert_scatter", "invert_scatter"), scatterGrid, 32, shared, scatter);
 
   const dispose = () => {

@@ -1,21 +1,29 @@
 // Turning a routing round, step 4 of 4: the entries go to their lists, in order of (32 queries, slot, query).
 #include "route/invert.cuh"
 
-// matrix: each chunk's first place in each list. starts: [H][columns]. entries: an entry is (token − first of its
-// range) · slots + slot; the region of a segment begins at (head · tokens + its first token − first_token) · slots.
-// Shared memory as invert_count.
+// Lanes that copy a run of entries together.
+constexpr int RUN_LANES = 8;
+
+// matrix: each chunk's first place in each list. counts, starts: [H][columns]. entries: an entry is (token − first of
+// its range) · slots + slot; the region of a segment begins at (head · tokens + its first token − first_token) · slots.
 // phase: [segments + 1], items of the segments before, by one warp more than there are chunks.
-// Grid: (ranges · chunks + 1, H).
+//
+// The entries of a chunk are put in order in shared memory first: scattered through global memory, each would move 32
+// bytes. Lanes that chose the same block at once find each other by a mask of the block's: so each entry has a place
+// that depends on nothing but the routing.
+// Dynamic shared memory: for each block of the window a mask and a place (16 bits), and the chunk's entries (16 bits).
+// Grid: (ranges · chunks + 1, H, windows).
 extern "C" __global__ void __launch_bounds__(WARP)
-    invert_scatter(const int* __restrict__ indices, const Range* ranges, int* matrix, const int* starts,
-                   const int* item_counts, int* entries, int* phase, int heads, int slots, int chunks,
-                   int chunk_queries, int columns, int in_shared, int first_token, int tokens) {
+    invert_scatter(const int* __restrict__ indices, const Range* ranges, int* matrix, const int* counts,
+                   const int* starts, const int* item_counts, int* entries, int* phase, int heads, int slots,
+                   int chunks, int chunk_queries, int columns, int window, int first_token, int tokens) {
+  const int lane = lane_id();
   if (blockIdx.x == gridDim.x - 1) {
-    if (blockIdx.y != 0) return;
+    if (blockIdx.y != 0 || blockIdx.z != 0) return;
     const int segments = (gridDim.x - 1) / chunks * gridDim.y;
     int before = 0;
     for (int begin = 0; begin <= segments; begin += WARP) {
-      const int segment = begin + lane_id();
+      const int segment = begin + lane;
       int total;
       const int sum = before + warp_prefix(segment < segments ? item_counts[segment] : 0, total);
       if (segment <= segments) phase[segment] = sum;
@@ -24,21 +32,46 @@ extern "C" __global__ void __launch_bounds__(WARP)
     return;
   }
 
-  const Chunk chunk(ranges, chunks, chunk_queries);
-  int* row = chunk.row(matrix, chunks, columns);
-  const int* list_starts = starts + static_cast<long long>(chunk.head) * columns + chunk.range.first_block;
-  int* places = in_shared ? reinterpret_cast<int*>(sharedMemory) : row;  // of the next entry of each list
-  for (int block = lane_id(); block < chunk.range.blocks; block += WARP) {
-    places[block] = list_starts[block] + row[block];
+  const Chunk chunk(ranges, chunks, chunk_queries, window);
+  const long long first_column = static_cast<long long>(chunk.head) * columns + chunk.range.first_block + chunk.first_block;
+  const int* row = chunk.row(matrix, chunks, columns);
+  const int* next_row = chunk.number + 1 < chunks ? row + columns : counts + first_column;
+  unsigned* masks = reinterpret_cast<unsigned*>(sharedMemory);
+  auto* places = reinterpret_cast<unsigned short*>(masks + window);  // of the next entry of each list
+  unsigned short* sorted = places + window;
+
+  int before = 0;
+  for (int begin = 0; begin < chunk.blocks; begin += WARP) {
+    const int block = begin + lane;
+    int total;
+    const int place = before + warp_prefix(block < chunk.blocks ? next_row[block] - row[block] : 0, total);
+    if (block < chunk.blocks) {
+      masks[block] = 0;
+      places[block] = place;
+    }
+    before += total;
   }
   __syncwarp();
-  int* region = entries + (static_cast<long long>(chunk.head) * tokens + chunk.range.query_begin - first_token) * slots;
-  visit_entries(chunk, indices, heads, slots, [&](int block, int entry, unsigned peers) {
-    const int place = block >= 0 ? places[block] : 0;
-    const int rank = __popc(peers & ((1u << lane_id()) - 1));
-    if (block >= 0) region[place + rank] = entry;
+  visit_entries(chunk, indices, heads, slots, lane, WARP, [&](int block, int entry) {
+    if (block >= 0) atomicOr(&masks[block], 1u << lane);
     __syncwarp();
-    if (block >= 0 && rank == 0) places[block] = place + __popc(peers);
+    const unsigned peers = block >= 0 ? masks[block] : 0;
+    const int place = block >= 0 ? places[block] : 0;
+    const int rank = __popc(peers & ((1u << lane) - 1));
+    if (block >= 0) sorted[place + rank] = entry;
+    __syncwarp();
+    if (block >= 0 && rank == 0) {
+      masks[block] = 0;
+      places[block] = place + __popc(peers);
+    }
     __syncwarp();
   });
+
+  int* region = entries + (static_cast<long long>(chunk.head) * tokens + chunk.range.query_begin - first_token) * slots;
+  const int first_entry = chunk.begin * slots;
+  for (int block = lane / RUN_LANES; block < chunk.blocks; block += WARP / RUN_LANES) {
+    const int begin = block > 0 ? places[block - 1] : 0, end = places[block];
+    int* list = region + starts[first_column + block] + row[block] - begin;
+    for (int i = begin + lane % RUN_LANES; i < end; i += RUN_LANES) list[i] = first_entry + sorted[i];
+  }
 }
