@@ -310,6 +310,7 @@ struct Attend {
 
   // Tells the producers that this warp is done with a tile of queries.
   __device__ void release_tile(int stage) const {
+    __syncwarp();  // all lanes have read its notes
     if (threadIdx.x % 32 == 0) ptx::barrier_arrive(ptx::shared_address(&shared.tile_empty[stage]));
   }
 

@@ -10,6 +10,9 @@ import { Arguments, type Device, pointerOf } from "../../src/device.js";
 import { ceilDiv, NO_WINDOW, rowSuffix, SLAB } from "../common/launch.js";
 import { type BlockLists, invert } from "../route/invert.js";
 import { queryRanges, type Ranges } from "../route/ranges.js";
+import { gradientCores, sm80AttendBackward } from "./sm80_attend_backward.js";
+import { sm80DenseBackward } from "./sm80_dense_backward.js";
+import { sm90AttendBackward, sm90Differentiates } from "./sm90_attend_backward.js";
 
 /** `Backend.attentionBackward`. */
 export function attentionBackward(
@@ -43,6 +46,10 @@ function denseBackward(
   gradients: AttentionGradients,
 ): void {
   clearUnseen(device, problem, gradients);
+  if (gradientCores(device, problem)) {
+    sm80DenseBackward(device, problem, sight, gradients);
+    return;
+  }
   const ranges = wholeSequences(device, problem, { causal: sight.causal });
   using deltas = device.scratch(4 * problem.tokens * problem.heads);
   queryGradients(
@@ -85,6 +92,14 @@ export function attendBackward(
     throw new ArgumentError("routing", [tokens, heads, slots], "less than 2^31 slots a head");
   }
   clearUnseen(device, problem, gradients);
+  if (sm90Differentiates(device, problem)) {
+    sm90AttendBackward(device, problem, gradients);
+    return;
+  }
+  if (gradientCores(device, problem)) {
+    sm80AttendBackward(device, problem, gradients);
+    return;
+  }
   const ranges = wholeSequences(device, problem, { causal, blockSize });
   using deltas = device.scratch(4 * tokens * heads);
   const sight = { causal, window: NO_WINDOW, ranges, slots, blockSize };

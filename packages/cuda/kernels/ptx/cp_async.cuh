@@ -1,4 +1,4 @@
-// Asynchronous copies of 16 bytes from global to shared memory (PTX: cp.async), sm_80 and newer.
+// Asynchronous copies of 8 or 16 bytes from global to shared memory (PTX: cp.async), sm_80 and newer.
 #pragma once
 #include <cstdint>
 
@@ -20,6 +20,11 @@ __device__ __forceinline__ void copy_16(uint32_t shared, const void* global, uin
 __device__ __forceinline__ void copy_16_or_zero(uint32_t shared, const void* global, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(valid ? 16 : 0)
                : "memory");
+}
+
+// The same for 8 bytes.
+__device__ __forceinline__ void copy_8_or_zero(uint32_t shared, const void* global, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared), "l"(global), "r"(valid ? 8 : 0) : "memory");
 }
 
 // Closes the group of the copies since the last one.
