@@ -7,6 +7,7 @@ import { version } from "../package.json";
 import { type BenchAttentionOptions, benchAttention } from "./commands/bench.js";
 import { type BenchCostOptions, benchCost } from "./commands/bench-cost.js";
 import { type BenchDecodeOptions, benchDecode } from "./commands/bench-decode.js";
+import { type BenchTrainOptions, benchTrain } from "./commands/bench-train.js";
 import { type ConformanceCommandOptions, conformance } from "./commands/conformance.js";
 import { type DemoOptions, demo } from "./commands/demo.js";
 import { doctor } from "./commands/doctor.js";
@@ -330,6 +331,25 @@ function createProgram({ stdout, stderr }: Streams, finish: (succeeded: boolean)
     .action(async (options: BenchDecodeOptions & CommonOptions) => {
       using backend = await openBackend(options.backend);
       finish(await benchDecode(backend, options, outputFor(options)));
+    });
+  bench
+    .command("train")
+    .description("whole training steps of a preset on random tokens")
+    .addOption(new Option("--preset <name>", "the model").choices(Object.keys(PRESETS)).default("340m"))
+    .addOption(
+      new Option("--attention <kind>", "of every second layer").choices(["moba", "dense"]).default("moba"),
+    )
+    .addOption(integersOption("--context <N...>", "tokens of a sequence, one case for each", [8192]))
+    .addOption(integerOption("--batch <number>", "sequences of a step", 1))
+    .addOption(new Option("--compute <dtype>", "of activations").choices(FLOAT_DTYPES).default("bf16"))
+    .option("--recompute", "keep only layer inputs for the backward pass", false)
+    .addOption(integerOption("--steps <number>", "steps that are timed", 10))
+    .addOption(backendOption())
+    .addOption(seedOption(1))
+    .addOption(jsonOption())
+    .action(async (options: BenchTrainOptions & CommonOptions) => {
+      using backend = await openBackend(options.backend);
+      finish(await benchTrain(backend, options, outputFor(options)));
     });
 
   return program;

@@ -31,6 +31,7 @@ import {
   type HostTensor,
   relativeError,
   rounding,
+  UNIT_ROUNDOFF,
 } from "./compare.js";
 import { Random } from "./random.js";
 import { type ComparedCall, compared, runTrial } from "./trial.js";
@@ -120,26 +121,66 @@ const FLAGS = [
   [true, true],
 ] as const;
 
+/** `x weightᵀ`, `[T, V]`. */
+const logitsOf = (x: HostTensor, weight: HostTensor): Float64Array => {
+  const [tokens, inner] = x.shape;
+  const [columns] = weight.shape;
+  return matmul(x.values, transpose(weight.values, columns, inner), { rows: tokens, inner, columns });
+};
+
+/** The loss of logits that may have been rounded: each is the difference of two numbers that are off by as much. */
+function expectLoss(
+  logits: Float64Array,
+  targets: HostTensor,
+  columns: number,
+  dtype: FloatDType,
+): Expectation {
+  const { loss: reference } = crossEntropy({ logits, targets: integersOf(targets), columns });
+  const largest = logits.reduce((max, logit) => Math.max(max, Math.abs(logit)), 0);
+  const bound = F32_BOUND + 2 * UNIT_ROUNDOFF[dtype] * largest;
+  return { shape: targets.shape, dtype: "f32", reference, bound, floor: 1 };
+}
+
 function matmulChecks(subject: Subject): Check[] {
-  return FLAGS.flatMap(([transposeA, transposeB]) => {
-    const named = Object.entries(MATRICES).map(
-      ([name, shape]) => [`${name}${transposeA ? ", aᵀ" : ""}${transposeB ? ", bᵀ" : ""}`, shape] as const,
-    );
-    return checksFor("matmul", Object.fromEntries(named), ({ backend, dtype }, [m, n, k], draw) => {
-      const a = draw.floats(transposeA ? [k, m] : [m, k]);
-      const b = draw.floats(transposeB ? [n, k] : [k, n]);
-      const product = matmul(
-        transposeA ? transpose(a.values, k, m) : a.values,
-        transposeB ? transpose(b.values, n, k) : b.values,
-        { rows: m, inner: k, columns: n },
-      );
-      return {
-        inputs: { a, b },
-        run: (t) => ({ out: backend.matmul(t.a, t.b, { transposeA, transposeB }) }),
-        expected: { out: expectRounded([m, n], dtype, product, F32_BOUND, 0.01 * Math.sqrt(k)) },
-      };
-    })(subject);
-  });
+  return FLAGS.flatMap(([transposeA, transposeB]) =>
+    [false, true].flatMap((added) => {
+      const suffix = `${transposeA ? ", aᵀ" : ""}${transposeB ? ", bᵀ" : ""}${added ? ", added" : ""}`;
+      const named = Object.entries(MATRICES).map(([name, shape]) => [name + suffix, shape] as const);
+      return checksFor("matmul", Object.fromEntries(named), ({ backend, dtype }, [m, n, k], draw) => {
+        const a = draw.floats(transposeA ? [k, m] : [m, k]);
+        const b = draw.floats(transposeB ? [n, k] : [k, n]);
+        const product = matmul(
+          transposeA ? transpose(a.values, k, m) : a.values,
+          transposeB ? transpose(b.values, n, k) : b.values,
+          { rows: m, inner: k, columns: n },
+        );
+        const addend = added ? draw.floats([m, n]) : undefined;
+        return {
+          inputs: { a, b, ...(addend && { addend }) },
+          run: (t) => ({
+            out: backend.matmul(t.a, t.b, { transposeA, transposeB, ...(added && { addend: t.addend }) }),
+          }),
+          expected: { out: expectSum(product, addend, [m, n], dtype, F32_BOUND, 0.01 * Math.sqrt(k)) },
+        };
+      })(subject);
+    }),
+  );
+}
+
+/** {@link expectRounded} of a result to which something is added: perhaps after it was rounded. */
+function expectSum(
+  values: Float64Array,
+  addend: HostTensor | undefined,
+  shape: readonly number[],
+  dtype: FloatDType,
+  bound: number,
+  floor: number,
+): Expectation {
+  if (!addend) return expectRounded(shape, dtype, values, bound, floor);
+  const round = rounding(dtype);
+  const reference = add(values, addend.values);
+  const emulated = add(values.map(round), addend.values).map(round);
+  return { shape, dtype, reference, bound, floor, emulatedError: relativeError(emulated, reference, floor) };
 }
 
 const TABLES: Cases<readonly [rows: number, channels: number, tokens: number, low: number, high: number]> = {
@@ -174,6 +215,14 @@ const LOGITS: Cases<readonly [tokens: number, columns: number, factor: number]> 
   "large logits": [9, 20, 200],
 };
 
+/** Losses of logits that are a product. */
+const PRODUCTS: Cases<readonly [tokens: number, columns: number, channels: number]> = {
+  "one column": [4, 1, 3],
+  "odd sizes": [13, 37, 5],
+  "no tokens": [0, 5, 3],
+  "a large vocabulary": [130, 1000, 40],
+};
+
 /** Operations on each element, and the sums of all. */
 const SHAPES: Cases<readonly number[]> = {
   "one element": [1],
@@ -181,6 +230,27 @@ const SHAPES: Cases<readonly number[]> = {
   "three dimensions": [3, 5, 7],
   empty: [0, 4],
   "many elements": [70_001],
+};
+
+/** Parameters of a step by their shapes, and what is special about the step. */
+const STEPS: Cases<{
+  readonly shapes: readonly (readonly number[])[];
+  /** Of every second gradient, where the others are float32. */
+  readonly mixed?: boolean;
+  readonly clipNorm?: number;
+  /** The last element of the last gradient. */
+  readonly gradient?: number;
+  /** The norm of the step before. */
+  readonly before?: number;
+}> = {
+  ...Object.fromEntries(Object.entries(SHAPES).map(([name, shape]) => [name, { shapes: [shape] }])),
+  "several parameters": { shapes: [[3, 5], [70_001], [0], [1], [13, 37], [20_000]] },
+  "gradients of two dtypes": { shapes: [[13, 37], [20_000], [5], [70]], mixed: true },
+  "a gradient to be clipped": { shapes: [[13, 37], [5]], clipNorm: 2 },
+  "a gradient that is not too long": { shapes: [[13, 37], [5]], clipNorm: 1000 },
+  "a gradient with an infinity": { shapes: [[13, 37], [5]], gradient: Number.POSITIVE_INFINITY },
+  "a gradient with a NaN": { shapes: [[13, 37], [5]], clipNorm: 2, gradient: Number.NaN },
+  "after a step that failed": { shapes: [[13, 37], [5]], before: Number.NaN },
 };
 
 /** What the normalization is checked with: not the default, so that it shows when it is not used. */
@@ -228,28 +298,38 @@ export const neuralChecks: Readonly<Record<NeuralOperation, (subject: Subject) =
       expected: { out: expectRounded(x.shape, dtype, out) },
     };
   }),
-  rmsNormBackward: checksFor(
-    "rmsNormBackward",
-    ROWS,
-    ({ backend, dtype }, [tokens, channels, factor], draw) => {
-      const [x, weight] = [draw.floats([tokens, channels], dtype, factor), draw.floats([channels])];
-      const dOut = draw.floats([tokens, channels]);
-      const { dx, dWeight } = rmsNormBackward({
-        x: x.values,
-        weight: weight.values,
-        dOut: dOut.values,
-        epsilon: EPSILON,
-      });
-      return {
-        inputs: { x, weight, dOut },
-        run: (t) => ({ ...backend.rmsNormBackward(t.dOut, t.x, t.weight, { epsilon: EPSILON }) }),
-        expected: {
-          dx: expectRounded(x.shape, dtype, dx, F32_BOUND, 0.1 / factor),
-          dWeight: expectRounded([channels], dtype, dWeight, F32_SUM_BOUND),
+  rmsNormBackward: (subject) =>
+    [false, true].flatMap((added) => {
+      const named = Object.entries(ROWS).map(
+        ([name, shape]) => [`${name}${added ? ", added" : ""}`, shape] as const,
+      );
+      return checksFor(
+        "rmsNormBackward",
+        Object.fromEntries(named),
+        ({ backend, dtype }, [tokens, channels, factor], draw) => {
+          const [x, weight] = [draw.floats([tokens, channels], dtype, factor), draw.floats([channels])];
+          const dOut = draw.floats([tokens, channels]);
+          const addend = added ? draw.floats([tokens, channels]) : undefined;
+          const { dx, dWeight } = rmsNormBackward({
+            x: x.values,
+            weight: weight.values,
+            dOut: dOut.values,
+            epsilon: EPSILON,
+          });
+          return {
+            inputs: { x, weight, dOut, ...(addend && { addend }) },
+            run: (t) => {
+              const options = { epsilon: EPSILON, ...(added && { addend: t.addend }) };
+              return { ...backend.rmsNormBackward(t.dOut, t.x, t.weight, options) };
+            },
+            expected: {
+              dx: expectSum(dx, addend, x.shape, dtype, F32_BOUND, 0.1 / factor),
+              dWeight: expectRounded([channels], dtype, dWeight, F32_SUM_BOUND),
+            },
+          };
         },
-      };
-    },
-  ),
+      )(subject);
+    }),
   swiglu: checksFor("swiglu", ROWS, ({ backend, dtype }, [tokens, channels, factor], draw) => {
     const [gate, up] = [draw.floats([tokens, channels], dtype, factor), draw.floats([tokens, channels])];
     return {
@@ -334,6 +414,57 @@ export const neuralChecks: Readonly<Record<NeuralOperation, (subject: Subject) =
       };
     },
   ),
+  linearCrossEntropy: checksFor(
+    "linearCrossEntropy",
+    PRODUCTS,
+    ({ backend, dtype }, [tokens, columns, channels], draw) => {
+      const [x, weight] = [draw.floats([tokens, channels]), draw.floats([columns, channels])];
+      const targets = draw.targets(tokens, columns);
+      return {
+        inputs: { x, weight, targets },
+        run: (t) => ({ loss: backend.linearCrossEntropy(t.x, t.weight, t.targets) }),
+        expected: { loss: expectLoss(logitsOf(x, weight), targets, columns, dtype) },
+      };
+    },
+  ),
+  linearCrossEntropyBackward: checksFor(
+    "linearCrossEntropyBackward",
+    PRODUCTS,
+    ({ backend, dtype }, [tokens, columns, channels], draw) => {
+      const [x, weight] = [draw.floats([tokens, channels]), draw.floats([columns, channels])];
+      const targets = draw.targets(tokens, columns);
+      const dLoss = draw.floats([tokens], "f32");
+      const exact = logitsOf(x, weight);
+      const of = (logits: Float64Array, round: (x: number) => number) => {
+        const inputs = { logits, targets: integersOf(targets), columns };
+        const { lse } = crossEntropy(inputs);
+        const dLogits = crossEntropyBackward({ ...inputs, dLoss: dLoss.values, lse }).map(round);
+        const toX = { rows: tokens, inner: columns, columns: channels };
+        const toWeight = { rows: columns, inner: tokens, columns: channels };
+        return {
+          dx: matmul(dLogits, weight.values, toX).map(round),
+          dWeight: matmul(transpose(dLogits, tokens, columns), x.values, toWeight).map(round),
+        };
+      };
+      const round = rounding(dtype);
+      const [expected, emulated] = [of(exact, (x) => x), of(exact.map(round), round)];
+      const expectation = (name: "dx" | "dWeight", shape: readonly number[]): Expectation => {
+        const reference = expected[name];
+        const floor = 0.1;
+        const emulatedError = relativeError(emulated[name], reference, floor);
+        return { shape, dtype, reference, bound: F32_SUM_BOUND, emulatedError, floor };
+      };
+      return {
+        inputs: { dLoss, x, weight, targets },
+        run: (t) => ({ ...backend.linearCrossEntropyBackward(t.dLoss, t.x, t.weight, t.targets) }),
+        expected: {
+          loss: expectLoss(exact, targets, columns, dtype),
+          dx: expectation("dx", x.shape),
+          dWeight: expectation("dWeight", weight.shape),
+        },
+      };
+    },
+  ),
   add: checksFor("add", SHAPES, ({ backend, dtype }, shape, draw) => {
     const [a, b] = [draw.floats(shape), draw.floats(shape)];
     return {
@@ -378,40 +509,65 @@ export const neuralChecks: Readonly<Record<NeuralOperation, (subject: Subject) =
     }),
   adamw: checksFor(
     "adamw",
-    SHAPES,
-    (subject, shape, draw) => {
-      const [parameter, m] = [draw.floats(shape, "f32"), draw.floats(shape, "f32")];
-      const v = { ...m, values: draw.floats(shape, "f32").values.map((x) => Math.fround(x * x)) };
-      const gradient = draw.floats(shape);
-      const options = {
-        step: 3,
-        learningRate: 0.01,
-        weightDecay: 0.2,
-        beta1: 0.8,
-        beta2: 0.9,
-        epsilon: 1e-3,
-        gradientScale: 0.5,
-      };
-      const after = { parameter: parameter.values.slice(), m: m.values.slice(), v: v.values.slice() };
-      adamw({ ...options, ...after, gradient: gradient.values });
-      const expected = (reference: Float64Array): Expectation => ({
-        shape,
-        dtype: "f32",
-        reference,
-        bound: F32_BOUND,
+    STEPS,
+    (subject, { shapes, mixed, clipNorm = 1e9, gradient: last, before = 0 }, draw) => {
+      const schedule = { shape: [2], dtype: "f32" as const, values: Float64Array.of(3, Math.fround(0.01)) };
+      const gradientNorm = { shape: [], dtype: "f32" as const, values: Float64Array.of(before) };
+      const options = { beta1: 0.8, beta2: 0.9, epsilon: 1e-3, clipNorm };
+      const drawn = shapes.map((shape, i) => {
+        const [parameter, m] = [draw.floats(shape, "f32"), draw.floats(shape, "f32")];
+        const v = { ...m, values: draw.floats(shape, "f32").values.map((x) => Math.fround(x * x)) };
+        const gradient = draw.floats(shape, mixed && i % 2 === 0 ? "f32" : subject.dtype);
+        if (last !== undefined && i === shapes.length - 1) gradient.values[gradient.values.length - 1] = last;
+        return { parameter, gradient, m, v, weightDecay: 0.2 * (i % 2) };
+      });
+      const after = drawn.map(({ parameter, gradient, m, v, weightDecay }) => ({
+        ...{ parameter: parameter.values.slice(), gradient: gradient.values },
+        ...{ m: m.values.slice(), v: v.values.slice(), weightDecay },
+      }));
+      const [step, learningRate] = schedule.values;
+      const norm = Number.isNaN(before)
+        ? before
+        : adamw({ ...options, parameters: after, step, learningRate });
+      // A step that failed leaves the very bits.
+      const bound = Number.isFinite(norm) ? F32_BOUND : 0;
+      const numbered = <T>(valuesOf: (at: (typeof drawn)[number], i: number) => Record<string, T>) =>
+        Object.fromEntries(
+          drawn.flatMap((at, i) => Object.entries(valuesOf(at, i)).map(([name, value]) => [name + i, value])),
+        );
+      const expected = (shape: readonly number[], reference: Float64Array): Expectation => ({
+        ...{ shape, dtype: "f32", reference, bound },
       });
       return {
-        inputs: { parameter, gradient, m, v },
-        run: (t) => {
-          const changed = {
-            parameter: copyOf(subject, t.parameter),
-            m: copyOf(subject, t.m),
-            v: copyOf(subject, t.v),
-          };
-          subject.backend.adamw(changed.parameter, t.gradient, changed, options);
-          return changed;
+        inputs: {
+          ...numbered<HostTensor>(({ parameter, gradient, m, v }) => ({ parameter, gradient, m, v })),
+          ...{ schedule, gradientNorm },
         },
-        expected: { parameter: expected(after.parameter), m: expected(after.m), v: expected(after.v) },
+        run: (t) => {
+          const parameters = drawn.map(({ weightDecay }, i) => ({
+            parameter: copyOf(subject, t[`parameter${i}`]),
+            gradient: t[`gradient${i}`],
+            m: copyOf(subject, t[`m${i}`]),
+            v: copyOf(subject, t[`v${i}`]),
+            weightDecay,
+          }));
+          const changedNorm = copyOf(subject, t.gradientNorm);
+          subject.backend.adamw(parameters, t.schedule, changedNorm, options);
+          const changed = parameters.flatMap(({ parameter, m, v }, i) => [
+            [`parameter${i}`, parameter] as const,
+            [`m${i}`, m] as const,
+            [`v${i}`, v] as const,
+          ]);
+          return { ...Object.fromEntries(changed), gradientNorm: changedNorm };
+        },
+        expected: {
+          ...numbered((at, i) => ({
+            parameter: expected(at.parameter.shape, after[i].parameter),
+            m: expected(at.m.shape, after[i].m),
+            v: expected(at.v.shape, after[i].v),
+          })),
+          gradientNorm: { ...expected([], Float64Array.of(norm)), bound: F32_SUM_BOUND },
+        },
       };
     },
     ["cast"],

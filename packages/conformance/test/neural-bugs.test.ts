@@ -83,7 +83,8 @@ const BUGS: Readonly<Record<string, readonly [group: Group, backend: () => Refer
     () =>
       new (class extends ReferenceBackend {
         protected override runAdamW(problem: AdamWProblem): void {
-          super.runAdamW({ ...problem, step: 1_000_000 });
+          using schedule = this.tensor([1_000_000, arrayOf(problem.schedule)[1]], [2]);
+          super.runAdamW({ ...problem, schedule });
         }
       })(),
   ],
@@ -92,7 +93,27 @@ const BUGS: Readonly<Record<string, readonly [group: Group, backend: () => Refer
     () =>
       new (class extends ReferenceBackend {
         protected override runAdamW(problem: AdamWProblem): void {
-          super.runAdamW({ ...problem, gradientScale: 1 });
+          super.runAdamW({ ...problem, clipNorm: Number.POSITIVE_INFINITY });
+        }
+      })(),
+  ],
+  "a step with the norms of single gradients": [
+    "adamw",
+    () =>
+      new (class extends ReferenceBackend {
+        protected override runAdamW(problem: AdamWProblem): void {
+          for (const parameter of problem.parameters) super.runAdamW({ ...problem, parameters: [parameter] });
+        }
+      })(),
+  ],
+  "a step after one that failed": [
+    "adamw",
+    () =>
+      new (class extends ReferenceBackend {
+        protected override runAdamW(problem: AdamWProblem): void {
+          using gradientNorm = this.zeros([]);
+          super.runAdamW({ ...problem, gradientNorm });
+          this.write(problem.gradientNorm, arrayOf(gradientNorm));
         }
       })(),
   ],

@@ -22,6 +22,9 @@ Napi::Function Device::Define(Napi::Env env) {
                       InstanceMethod<&Device::AllowShared>("allowShared"),
                       InstanceMethod<&Device::Launch>("launch"),
                       InstanceMethod<&Device::TensorMap>("tensorMap"),
+                      InstanceMethod<&Device::LoadBlas>("loadBlas"),
+                      InstanceMethod<&Device::PlanProduct>("planProduct"),
+                      InstanceMethod<&Device::RunProduct>("runProduct"),
                       InstanceMethod<&Device::CreateEvent>("createEvent"),
                       InstanceMethod<&Device::RecordEvent>("recordEvent"),
                       InstanceMethod<&Device::ElapsedTime>("elapsedTime"),
@@ -88,6 +91,7 @@ void Device::CloseOnce() {
   try {
     const Primary::Use use(*primary_);
     for (CUgraphExec graph : graphs_) cuda.cuGraphExecDestroy(graph);
+    blas_.reset();
     for (CUevent event : events_) cuda.cuEventDestroy(event);
     for (const UploadRing::Piece& piece : ring_.pieces) cuda.cuEventDestroy(piece.event);
     for (CUmodule module : modules_) cuda.cuModuleUnload(module);
@@ -97,6 +101,7 @@ void Device::CloseOnce() {
     if (slots_ != nullptr) cuda.cuMemFreeHost(slots_);
     cuda.cuStreamDestroy(stream_);
   } catch (const DriverError&) {
+    blas_.release();  // what it holds went with the context
   }
   primary_.reset();
 }

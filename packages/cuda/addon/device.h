@@ -13,6 +13,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "blas.h"
 #include "driver.h"
 #include "primary.h"
 
@@ -100,6 +101,12 @@ class Device : public Napi::ObjectWrap<Device> {
   void Launch(Info info);              // (function, x, y, z, threads, sharedBytes, parameters, name)
   Napi::Value TensorMap(Info info);    // (pointer, type, dims, strides, box, swizzle) → Uint8Array of 128 bytes
 
+  // product.cc
+  Napi::Value LoadBlas(Info info);     // (library) → cuBLASLt's version, or 0 when there is none of that name that works
+  Napi::Value PlanProduct(Info info);  // (rows, columns, inner, transposeA, transposeB, type, outType, most workspace) →
+                                       // { plan, workspaceBytes }, or undefined when there is no algorithm for it
+  Napi::Value RunProduct(Info info);   // (plan, a, b, addend or 0, out, workspace) → whether it is enqueued
+
   // graph.cc
   Napi::Value CreateEvent(Info info);  // () → event, for times
   void RecordEvent(Info info);         // (event)
@@ -133,6 +140,7 @@ class Device : public Napi::ObjectWrap<Device> {
   std::unordered_map<CUfunction, std::vector<size_t>> parameters_;  // where the parameters of a kernel begin
   std::unordered_set<CUevent> events_;
   std::unordered_set<CUgraphExec> graphs_;
+  std::unique_ptr<Blas> blas_;
 
   // While capturing: the point before it.
   CUevent beforeCapture_ = nullptr;

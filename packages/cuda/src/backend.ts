@@ -19,6 +19,8 @@ import {
   type FloatDType,
   type KeyConvHistoryProblem,
   type KeyConvProblem,
+  type LinearCrossEntropyGradients,
+  type LinearCrossEntropyProblem,
   type MatmulProblem,
   OPERATIONS,
   type Operation,
@@ -37,10 +39,16 @@ import { keyConv, keyConvHistory } from "../kernels/conv/key_conv.js";
 import { keyConvBackward } from "../kernels/conv/key_conv_backward.js";
 import { copyRows, updateCentroids } from "../kernels/decode/decode.js";
 import { attention, windowAttention } from "../kernels/dense/dense.js";
-import { crossEntropy, crossEntropyBackward } from "../kernels/nn/cross_entropy.js";
-import { adamw, add, cast, swiglu, swigluBackward } from "../kernels/nn/elementwise.js";
+import { adamw } from "../kernels/nn/adamw.js";
+import {
+  crossEntropy,
+  crossEntropyBackward,
+  linearCrossEntropy,
+  linearCrossEntropyBackward,
+} from "../kernels/nn/cross_entropy.js";
+import { add, cast, swiglu, swigluBackward } from "../kernels/nn/elementwise.js";
 import { embedding, embeddingBackward } from "../kernels/nn/embedding.js";
-import { matmul } from "../kernels/nn/matmul.js";
+import { matmul, matmulAdd } from "../kernels/nn/matmul.js";
 import { rmsNorm, rmsNormBackward } from "../kernels/nn/rms_norm.js";
 import { rope } from "../kernels/nn/rope.js";
 import { sum, sumSquares } from "../kernels/nn/sum.js";
@@ -48,6 +56,7 @@ import { centroids, route, routeCentroids } from "../kernels/route/route.js";
 import { Device, type DeviceOptions, type LaunchTime } from "./device.js";
 import type { Graph } from "./graph.js";
 import type { PoolReport } from "./memory-pool.js";
+import { DevicePagedCache, type PagedCache, type PagedCacheOptions } from "./paged-cache.js";
 import { type CudaStorage, pointerOf } from "./storage.js";
 
 type Floats = Tensor<FloatDType>;
@@ -68,8 +77,10 @@ export class CudaBackend extends Backend {
   constructor(options: DeviceOptions = {}) {
     super();
     this.#device = new Device(options);
-    const { name, computeCapability, path, driverVersion } = this.#device;
-    this.device = `${name} (compute ${(computeCapability / 10).toFixed(1)}, kernels ${path}, driver for CUDA ${driverVersion})`;
+    const { name, computeCapability, path, driverVersion, blasVersion } = this.#device;
+    const products = blasVersion ? `cuBLASLt ${blasVersion}` : "built-in matrix products";
+    const compute = (computeCapability / 10).toFixed(1);
+    this.device = `${name} (compute ${compute}, kernels ${path}, ${products}, driver for CUDA ${driverVersion})`;
   }
 
   supports(operation: Operation, dtype: DType): boolean {
@@ -91,8 +102,16 @@ export class CudaBackend extends Backend {
    * tensors that `run` uses stays reserved for the graph until that is disposed, also when the tensors are disposed first.
    * @throws DeviceError when `run` makes tensors of given values, reads tensors, or waits.
    */
-  capture(run: () => void): Graph {
+  override capture(run: () => void): Graph {
     return this.#device.capture(run);
+  }
+
+  /**
+   * A cache of keys and values for sparse decoding, its memory taken at once.
+   * @throws ArgumentError for extents that are none; DeviceError when there is not so much memory.
+   */
+  pagedCache(options: PagedCacheOptions): PagedCache {
+    return new DevicePagedCache(this, this.#device, (shape, dtype) => this.empty(shape, dtype), options);
   }
 
   /** What this backend holds of the device's memory, temporary memory of operations included. */
@@ -211,6 +230,10 @@ export class CudaBackend extends Backend {
     matmul(this.#device, problem, out);
   }
 
+  protected override runMatmulAdd(problem: MatmulProblem & { addend: Floats }, out: Floats): void {
+    if (!matmulAdd(this.#device, problem, out)) super.runMatmulAdd(problem, out);
+  }
+
   protected override runEmbedding(problem: { table: Floats; indices: Tensor<"i32"> }, out: Floats): void {
     embedding(this.#device, problem, out);
   }
@@ -228,6 +251,13 @@ export class CudaBackend extends Backend {
 
   protected override runRmsNormBackward(
     problem: RmsNormProblem & { dOut: Floats },
+    outputs: { dx: Floats; dWeight: Floats },
+  ): void {
+    rmsNormBackward(this.#device, problem, outputs);
+  }
+
+  protected override runRmsNormBackwardAdd(
+    problem: RmsNormProblem & { dOut: Floats; addend: Floats },
     outputs: { dx: Floats; dWeight: Floats },
   ): void {
     rmsNormBackward(this.#device, problem, outputs);
@@ -257,6 +287,17 @@ export class CudaBackend extends Backend {
     dLogits: Floats,
   ): void {
     crossEntropyBackward(this.#device, problem, dLogits);
+  }
+
+  protected override runLinearCrossEntropy(problem: LinearCrossEntropyProblem, loss: Tensor<"f32">): void {
+    linearCrossEntropy(this.#device, problem, loss);
+  }
+
+  protected override runLinearCrossEntropyBackward(
+    problem: LinearCrossEntropyProblem & { dLoss: Tensor<"f32"> },
+    outputs: LinearCrossEntropyGradients,
+  ): void {
+    linearCrossEntropyBackward(this.#device, problem, outputs);
   }
 
   protected override runAdd(problem: { a: Floats; b: Floats }, out: Floats): void {

@@ -1,6 +1,7 @@
 import { existsSync, readFileSync } from "node:fs";
 import { ArgumentError, DeviceError } from "@moba-js/tensor";
 import { Arguments } from "./arguments.js";
+import { Blas, blasLibraries, type ProductShape } from "./blas.js";
 import { Constants, LASTING, PASSING } from "./constants.js";
 import { Graph } from "./graph.js";
 import { type Block, MemoryPool, type PoolReport } from "./memory-pool.js";
@@ -14,6 +15,7 @@ import {
 } from "./native.js";
 import { CudaStorage, pointerOf } from "./storage.js";
 
+export type { ProductShape };
 // All that a launch plan needs comes from this file.
 export { Arguments, pointerOf };
 
@@ -28,6 +30,8 @@ export interface DeviceOptions {
   device?: number;
   /** The best kernels to use. Default: the best that the device can run. */
   path?: KernelPath;
+  /** Use cuBLASLt for matrix products, where it is found. Default: unless `path` is `"plain"`. */
+  cublas?: boolean;
   /** The most device memory to hold, memory kept for reuse included. Default: all there is. */
   maxBytes?: number;
   /** The most temporary memory that one operation plans for. Default 896 MiB. */
@@ -98,7 +102,11 @@ export class Device {
   /** The most temporary memory that one operation should plan for. */
   readonly maxWorkspaceBytes: number;
 
+  /** cuBLASLt's version, where it is used: "12.8.4". */
+  readonly blasVersion: string | undefined;
+
   readonly #native: NativeDevice;
+  readonly #blas: Blas | undefined;
   readonly #pool: MemoryPool;
   readonly #modules = new Map<string, Handle>();
   readonly #kernels = new Map<string, LoadedKernel>();
@@ -131,6 +139,9 @@ export class Device {
     this.maxWorkspaceBytes = checkBytes("maxWorkspaceBytes", options.maxWorkspaceBytes, DEFAULT_WORKSPACE);
     const maxBytes = checkBytes("maxBytes", options.maxBytes, Number.POSITIVE_INFINITY);
     this.#native = deviceErrors(() => new addon.Device(ordinal));
+    const wanted = options.cublas ?? this.path !== "plain";
+    this.#blas = wanted ? Blas.open(this.#native, blasLibraries(driverVersion)) : undefined;
+    this.blasVersion = this.#blas?.version;
     this.#pool = new MemoryPool(
       {
         allocate: (byteLength) => {
@@ -203,6 +214,21 @@ export class Device {
     this.#enqueue(name, (native) => native.launch(handle, x, y, z, threads, sharedBytes, args.packed, name));
   }
 
+  /**
+   * Enqueues a matrix product by cuBLASLt, plus an addend like the result unless that is 0. Returns false where the library is not there,
+   * or has no way to do it.
+   */
+  multiply(shape: ProductShape, a: number, b: number, out: number, addend = 0): boolean {
+    const product = this.#blas?.plan(shape);
+    if (product === undefined) return false;
+    using workspace = this.scratch(product.workspaceBytes);
+    let enqueued = false;
+    this.#enqueue("cublasLtMatmul", (native) => {
+      enqueued = native.runProduct(product.plan, a, b, addend, out, workspace.pointer);
+    });
+    return enqueued;
+  }
+
   /** Temporary memory, not initialized. */
   scratch(byteLength: number): Scratch {
     const pool = this.#capture?.pool ?? this.#pool;
@@ -217,16 +243,19 @@ export class Device {
 
   /** Memory of a tensor, not initialized. */
   storage(byteLength: number): CudaStorage {
-    const pool = this.#capture?.pool ?? this.#pool;
+    const capture = this.#capture;
+    const pool = capture?.pool ?? this.#pool;
     const block = pool.take(byteLength);
-    return new CudaStorage(block.pointer, byteLength, this.#holdWhileCapturing, () => pool.give(block));
+    const onUse = (storage: CudaStorage) => this.#holdFor(this.#capture, storage, capture);
+    return new CudaStorage(block.pointer, byteLength, onUse, () => pool.give(block));
   }
 
-  readonly #holdWhileCapturing = (storage: CudaStorage): void => {
-    if (this.#capture === undefined || this.#capture.held.has(storage)) return;
-    this.#capture.held.add(storage);
+  /** Keeps memory that captured work uses; what the capture itself made is in its pool, and free again when it is disposed. */
+  #holdFor(user: Capture | undefined, storage: CudaStorage, maker: Capture | undefined): void {
+    if (user === undefined || user === maker || user.held.has(storage)) return;
+    user.held.add(storage);
     storage.hold();
-  };
+  }
 
   /**
    * The address of a device copy of these values, cached by content; alive at least while the operation that asked for it

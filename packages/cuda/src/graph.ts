@@ -1,7 +1,7 @@
-import { DeviceError } from "@moba-js/tensor";
+import { type CapturedWork, DeviceError } from "@moba-js/tensor";
 
 /** Work that was captured, to be launched again and again at once. */
-export class Graph {
+export class Graph implements CapturedWork {
   #ended = false;
 
   /** @internal See `CudaBackend.capture`. */

@@ -7,6 +7,7 @@ export type { DeviceOptions, KernelPath, LaunchTime } from "./device.js";
 export type { Graph } from "./graph.js";
 export type { PoolReport } from "./memory-pool.js";
 export type { DeviceProperties } from "./native.js";
+export type { CapturedDecode, PagedCache, PagedCacheOptions, PagedDecodeOptions } from "./paged-cache.js";
 
 /**
  * Opens a CUDA device. Dispose the backend (or declare it with `using`) when done. Each thread opens its own.

@@ -19,6 +19,12 @@ export interface DeviceProperties {
 /** A handle of the driver. */
 export type Handle = number;
 
+/** A matrix product with its algorithm. */
+export interface NativeProduct {
+  readonly plan: Handle;
+  readonly workspaceBytes: number;
+}
+
 /** A device of the addon; see `addon/device.h`. Its errors carry the driver's name for them, `cudaName`. */
 export interface NativeDevice {
   allocate(bytes: number): number;
@@ -51,6 +57,18 @@ export interface NativeDevice {
     box: readonly number[],
     swizzle: number,
   ): Uint8Array;
+  loadBlas(library: string): number;
+  planProduct(
+    rows: number,
+    columns: number,
+    inner: number,
+    transposeA: boolean,
+    transposeB: boolean,
+    type: number,
+    outType: number,
+    mostWorkspaceBytes: number,
+  ): NativeProduct | undefined;
+  runProduct(plan: Handle, a: number, b: number, addend: number, out: number, workspace: number): boolean;
   createEvent(): Handle;
   recordEvent(event: Handle): void;
   elapsedTime(start: Handle, end: Handle): number;

@@ -15,7 +15,7 @@ function reasonToSkip(): string | undefined {
 const reason = reasonToSkip();
 if (reason) console.log(`skipped: the checks on a GPU (${reason})`);
 
-it.skipIf(reason).each(["gpu-checks.mjs", "soak.mjs"])(
+it.skipIf(reason).each(["gpu-checks.mjs", "training-checks.mjs", "soak.mjs"])(
   "tools/%s passes on this GPU",
   (script) => {
     const file = fileURLToPath(new URL(`../tools/${script}`, import.meta.url));

@@ -109,6 +109,69 @@ const checks = {
     for (const [i, read] of await Promise.all(reads)) assert.equal(read, i);
   },
 
+  async "a paged cache decodes as attention over all keys does"() {
+    const cuda = await open();
+    const [sequences, heads, kvHeads, headDim, blockSize, topK] = [3, 4, 2, 64, 16, 4];
+    const randoms = (tokens, rows) =>
+      Float32Array.from({ length: tokens * rows * headDim }, () => randomInt(-1000, 1001) / 500);
+    const tensor = (data, rows) => cuda.tensor(data, [data.length / rows / headDim, rows, headDim], "bf16");
+    const cache = cuda.pagedCache({ sequences, pages: 40, pageSize: 32, blockSize, kvHeads, headDim });
+    const seen = Array.from({ length: sequences }, () => ({ k: [], v: [] }));
+    const append = (counts, k, v) => {
+      let at = 0;
+      counts.forEach((count, s) => {
+        const end = at + count * kvHeads * headDim;
+        seen[s].k.push(...k.subarray(at, end));
+        seen[s].v.push(...v.subarray(at, end));
+        at = end;
+      });
+    };
+    const prompts = seen.map(() => randomInt(0, 100));
+    const [k, v] = [0, 1].map(() =>
+      randoms(
+        prompts.reduce((a, b) => a + b),
+        kvHeads,
+      ),
+    );
+    cache.append(tensor(k, kvHeads), tensor(v, kvHeads), {
+      cuSeqlens: [0, ...prompts.map((_, s) => prompts.slice(0, s + 1).reduce((a, b) => a + b))],
+    });
+    append(prompts, k, v);
+
+    const inputs = [heads, kvHeads, kvHeads].map((rows) => tensor(randoms(sequences, rows), rows));
+    const captured = cache.capture(...inputs, { topK });
+    for (let step = 0; step < 40; step++) {
+      const [q, newK, newV] = [heads, kvHeads, kvHeads].map((rows) => randoms(sequences, rows));
+      for (const [i, data] of [q, newK, newV].entries()) cuda.write(inputs[i], data);
+      const replayed = step % 3 > 0;
+      if (replayed) captured.replay();
+      const { out } = replayed ? captured : cache.decode(...inputs, { topK });
+      append(
+        seen.map(() => 1),
+        newK,
+        newV,
+      );
+      const mine = await out.values();
+      for (const [s, { k, v }] of seen.entries()) {
+        const width = heads * headDim;
+        const tokens = k.length / kvHeads / headDim;
+        const expected = cuda.moba(
+          tensor(q.subarray(s * width, (s + 1) * width), heads),
+          tensor(Float32Array.from(k), kvHeads),
+          tensor(Float32Array.from(v), kvHeads),
+          { blockSize, topK, cuSeqlens: [0, 1], cuSeqlensK: [0, tokens] },
+        );
+        const values = await expected.out.values();
+        const apart = Math.max(...values.map((x, i) => Math.abs(x - mine[s * width + i])));
+        assert.ok(apart < 0.02, `step ${step}, sequence ${s}: ${apart} apart`);
+      }
+    }
+    assert.deepEqual(
+      cache.lengths,
+      seen.map(({ k }) => k.length / kvHeads / headDim),
+    );
+  },
+
   async "a read does not block the event loop, and reads what was there before later work"() {
     const { device, spin, addOne } = openDevice();
     const storage = device.storage(4);

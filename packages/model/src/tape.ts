@@ -15,7 +15,10 @@ import {
 
 /** A tensor that gradients flow to: a parameter, an input of a {@link Tape}, or a result of one of its operations. */
 export class Variable {
-  /** The sum of what backward passes have brought so far. Parameters keep it until it is taken; results do not. */
+  /**
+   * The sum of what backward passes have brought so far. Parameters keep it until it is taken; results do not. Of a parameter that is used
+   * in another dtype it may have that one.
+   */
   gradient: Tensor | undefined;
 
   constructor(
@@ -31,8 +34,11 @@ export class Variable {
   }
 }
 
-/** One gradient for each input; they belong to the caller. */
-type Backward = (gradient: Tensor) => readonly Tensor[];
+/**
+ * One gradient for each input; they belong to the caller.
+ * @param before of operations that can add it to the first input's gradient on the way, what that input has of others
+ */
+type Backward = (gradient: Tensor, before?: Tensor) => readonly Tensor[];
 
 interface Node {
   readonly inputs: readonly Variable[];
@@ -40,6 +46,8 @@ interface Node {
   /** What the backward pass needs besides inputs and output. */
   readonly saved: readonly Tensor[];
   readonly backward: Backward;
+  /** Whether `backward` adds `before`. */
+  readonly adds: boolean;
 }
 
 /** How a {@link Tape} runs. */
@@ -49,6 +57,9 @@ export interface TapeOptions {
   /** Keep only the inputs of each {@link Tape.segment}, and compute the rest again in the backward pass. Default false. */
   recompute?: boolean;
 }
+
+/** The option of what is added, if there is anything. */
+const plus = (addend: Tensor | undefined) => (addend ? { addend } : {});
 
 /** A tensor of its own over the same memory. */
 const share = (tensor: Tensor): Tensor => tensor.reshape(tensor.shape);
@@ -81,8 +92,10 @@ export class Tape {
     for (let node = this.#nodes.pop(); node; node = this.#nodes.pop()) {
       const arrived = node.output.takeGradient();
       if (arrived) {
-        const gradients = node.backward(arrived);
+        const before = node.adds ? node.inputs[0].takeGradient() : undefined;
+        const gradients = node.backward(arrived, before);
         for (const [i, input] of node.inputs.entries()) accumulate(this.backend, input, gradients[i]);
+        before?.dispose();
         arrived.dispose();
       }
       node.output.value.dispose();
@@ -95,9 +108,10 @@ export class Tape {
     value: Tensor,
     saved: readonly Tensor[],
     backward: Backward,
+    adds = false,
   ): Variable {
     const output = new Variable(value);
-    if (this.#record) this.#nodes.push({ inputs, output, saved, backward });
+    if (this.#record) this.#nodes.push({ inputs, output, saved, backward, adds });
     else for (const tensor of saved) tensor.dispose();
     return output;
   }
@@ -120,11 +134,13 @@ export class Tape {
     });
   }
 
-  /** `x` in another dtype; `x` itself if it has it already. `dx = d`, in the dtype of `x`. */
-  cast(x: Variable, dtype: FloatDType): Variable {
-    const from = x.value.dtype as FloatDType;
-    if (from === dtype) return x;
-    return this.#result([x], this.backend.cast(x.value, dtype), [], (d) => [this.backend.cast(d, from)]);
+  /**
+   * A parameter in another dtype; itself if it has it already. Its gradient stays in that dtype as long as it is the only one; several are
+   * summed in the parameter's.
+   */
+  cast(parameter: Variable, dtype: FloatDType): Variable {
+    if (parameter.value.dtype === dtype) return parameter;
+    return this.#result([parameter], this.backend.cast(parameter.value, dtype), [], (d) => [share(d)]);
   }
 
   /** `x` in another shape over the same memory. */
@@ -132,19 +148,18 @@ export class Tape {
     return this.#result([x], x.value.reshape(shape), [], (d) => [d.reshape(x.value.shape)]);
   }
 
-  /** `a + b`: `da = db = d`. */
-  add(a: Variable, b: Variable): Variable {
-    return this.#result([a, b], this.backend.add(a.value, b.value), [], (d) => [share(d), share(d)]);
-  }
-
-  /** `x Wᵀ`, `x` `[T, inputs]`, `W` `[outputs, inputs]`: `dx = d W`, `dW = dᵀ x`. */
-  linear(x: Variable, weight: Variable): Variable {
+  /**
+   * `x Wᵀ`, or `addend + x Wᵀ`; `x` `[T, inputs]`, `W` `[outputs, inputs]`: `dx = d W`, `dW = dᵀ x`, and `d` for the addend.
+   */
+  linear(x: Variable, weight: Variable, addend?: Variable): Variable {
     const { backend } = this;
-    const value = backend.matmul(x.value, weight.value, { transposeB: true });
-    return this.#result([x, weight], value, [], (d) => [
-      backend.matmul(d, weight.value),
+    const value = backend.matmul(x.value, weight.value, { transposeB: true, ...plus(addend?.value) });
+    const backward = (d: Tensor, before?: Tensor) => [
+      backend.matmul(d, weight.value, plus(before)),
       backend.matmul(d, x.value, { transposeA: true }),
-    ]);
+      ...(addend ? [share(d)] : []),
+    ];
+    return this.#result([x, weight, ...(addend ? [addend] : [])], value, [], backward, true);
   }
 
   /** Rows of a table, `Backend.embedding`. */
@@ -158,10 +173,11 @@ export class Tape {
   /** `Backend.rmsNorm`. */
   rmsNorm(x: Variable, weight: Variable, options: RmsNormOptions): Variable {
     const { backend } = this;
-    return this.#result([x, weight], backend.rmsNorm(x.value, weight.value, options), [], (d) => {
-      const { dx, dWeight } = backend.rmsNormBackward(d, x.value, weight.value, options);
-      return [dx, dWeight];
-    });
+    const backward = (d: Tensor, before?: Tensor) => {
+      const gradients = backend.rmsNormBackward(d, x.value, weight.value, { ...options, ...plus(before) });
+      return [gradients.dx, gradients.dWeight];
+    };
+    return this.#result([x, weight], backend.rmsNorm(x.value, weight.value, options), [], backward, true);
   }
 
   /** `Backend.swiglu`. */
@@ -239,21 +255,36 @@ export class Tape {
     });
   }
 
-  /** `Backend.crossEntropy`: loss of each token, `[T]`. */
-  crossEntropy(logits: Variable, targets: Tensor): Variable {
+  /**
+   * `Backend.linearCrossEntropy`: loss of each token for the logits `x Wᵀ`, `[T]`.
+   * @param dLoss the gradient that {@link backward} will be given for the result, if it is known: the logits are computed once then
+   */
+  linearCrossEntropy(x: Variable, weight: Variable, targets: Tensor, dLoss?: Tensor): Variable {
     const { backend } = this;
-    const { loss, lse } = backend.crossEntropy(logits.value, targets);
-    return this.#result([logits], loss, [lse], (d) => [
-      backend.crossEntropyBackward(d, logits.value, targets, lse),
-    ]);
+    const gradientsOf = (d: Tensor) => backend.linearCrossEntropyBackward(d, x.value, weight.value, targets);
+    if (this.#record && dLoss) {
+      const { loss, dx, dWeight } = gradientsOf(dLoss);
+      return this.#result([x, weight], loss, [], () => [dx, dWeight]);
+    }
+    const loss = backend.linearCrossEntropy(x.value, weight.value, targets);
+    return this.#result([x, weight], loss, [], (d) => {
+      const gradients = gradientsOf(d);
+      gradients.loss.dispose();
+      return [gradients.dx, gradients.dWeight];
+    });
   }
 }
 
-/** Adds a gradient, which it takes over, to a variable's. */
+/** Adds a gradient, which it takes over, to a variable's, in the variable's dtype. */
 function accumulate(backend: Backend, variable: Variable, gradient: Tensor): void {
-  const { gradient: before } = variable;
-  variable.gradient = before ? backend.add(before, gradient) : gradient;
-  if (!before) return;
+  const before = variable.takeGradient();
+  if (!before) {
+    variable.gradient = gradient;
+    return;
+  }
+  const dtype = variable.value.dtype as FloatDType;
+  const widened = (tensor: Tensor) => (tensor.dtype === dtype ? tensor : backend.cast(tensor, dtype));
+  variable.gradient = backend.scope(() => backend.add(widened(before), widened(gradient)));
   before.dispose();
   gradient.dispose();
 }

@@ -1,7 +1,13 @@
-import { ArgumentError, type Backend, checkPositiveInteger, type Tensor } from "@moba-js/tensor";
+import {
+  ArgumentError,
+  type CapturedWork,
+  checkPositiveInteger,
+  DeviceError,
+  type Tensor,
+} from "@moba-js/tensor";
 import type { PackedTokens } from "./packing.js";
 import { Tape, type Variable } from "./tape.js";
-import type { Transformer } from "./transformer.js";
+import type { TokenBatch, Transformer } from "./transformer.js";
 
 /** How a model is trained. */
 export interface TrainingOptions {
@@ -68,10 +74,39 @@ function checkOptions(options: TrainingOptions): void {
   }
 }
 
-/** Trains a model step by step. Owns the moments, not the model. */
+/** A batch on the device. */
+interface StepInput {
+  readonly batch: TokenBatch;
+  readonly targets: Tensor;
+  /** What each token's loss weighs in the loss of the step. */
+  readonly weights: Tensor;
+}
+
+/** A step whose work is captured: for batches of the same shapes. */
+interface CapturedStep {
+  /** The shapes. */
+  readonly key: string;
+  readonly inputs: readonly StepInput[];
+  readonly work: CapturedWork;
+  /** Summed loss, after a replay. */
+  readonly loss: Tensor;
+}
+
+/**
+ * Trains a model step by step. Owns the moments, not the model. A step is enqueued as a whole when `train` is called; where the backend
+ * can, a step of the same shapes as the one before is captured, and replayed from then on.
+ */
 export class Trainer {
   readonly #moments: ReadonlyMap<string, Moments>;
+  /** Number and learning rate of the step. */
+  readonly #schedule: Tensor;
+  /** Of the last step; not finite once training has diverged. */
+  #gradientNorm: Tensor;
   #step: number;
+  #lastKey = "";
+  /** Whether to try to capture steps. */
+  #captures: boolean;
+  #captured: CapturedStep | undefined;
 
   /**
    * @param state what a run before left: steps done, and moments (owned from now on). Default: a fresh start.
@@ -87,9 +122,12 @@ export class Trainer {
     this.#step = state?.step ?? 0;
     this.#moments =
       state?.moments ?? new Map([...model.parameters].map(([name, parameter]) => [name, fresh(parameter)]));
+    this.#captures = backend.capture !== undefined && !backend.debug.poisonOutputs;
+    this.#schedule = backend.zeros([2]);
+    this.#gradientNorm = backend.zeros([]);
   }
 
-  /** Steps done. */
+  /** Steps done, those included that are enqueued. */
   get step(): number {
     return this.#step;
   }
@@ -101,72 +139,131 @@ export class Trainer {
 
   /**
    * One step of AdamW on the mean loss of the tokens of some batches, whose gradients are accumulated one after the other.
-   * @throws ArgumentError when the gradient is not finite: the model is as it was before the step
+   * The step is enqueued before this returns; so the next one may be asked for before the promise is settled, which keeps the
+   * device busy.
+   * @throws ArgumentError when the gradient is not finite: the model is as it was before the step, and steps that were enqueued after
+   * it fail too
    */
   async train(batches: readonly PackedTokens[]): Promise<StepMetrics> {
-    const { model, options } = this;
-    const { backend } = model;
+    if (batches.length === 0) throw new ArgumentError("batches", batches, "at least one batch");
+    const step = this.#step + 1;
+    const learningRate = learningRateAt(step, this.options);
     const tokens = batches.reduce((sum, { targets }) => sum + targets.filter((y) => y >= 0).length, 0);
-    for (const parameter of model.parameters.values()) parameter.takeGradient()?.dispose(); // of a step that failed
-    const losses = batches.map((batch) => this.#accumulate(batch, 1 / Math.max(1, tokens)));
-    const gradients = [...model.parameters].map(([name, parameter]) => {
-      const gradient = parameter.takeGradient();
-      if (!gradient) throw new ArgumentError("batches", batches, "at least one batch");
-      return { name, parameter: parameter.value, gradient };
-    });
+    const norm = this.#gradientNorm;
+    this.model.backend.write(this.#schedule, [step, learningRate]);
+    const summedLoss = this.#enqueue(batches, 1 / Math.max(1, tokens));
+    this.#step = step;
+    const [loss, [gradientNorm]] = await Promise.all([summedLoss, norm.values()]);
+    if (!Number.isFinite(gradientNorm)) {
+      this.#step = Math.min(this.#step, step - 1);
+      if (norm === this.#gradientNorm) this.#startAnew();
+      throw new ArgumentError("gradient norm", gradientNorm, "a finite number: training has diverged");
+    }
+    return { step, loss: loss / Math.max(1, tokens), learningRate, gradientNorm, tokens };
+  }
+
+  /** Enqueues a step. Resolves to the summed loss. */
+  #enqueue(batches: readonly PackedTokens[], weight: number): Promise<number> {
+    const key = batches.map(({ cuSeqlens }) => cuSeqlens.join()).join("; ");
+    const repeated = key === this.#lastKey;
+    this.#lastKey = key;
+    if (this.#captured?.key !== key) {
+      this.#dropCaptured();
+      if (repeated) this.#captured = this.#capture(key, batches);
+    }
+    const { backend } = this.model;
+    if (!this.#captured) {
+      return readScalar(backend.scope(() => this.#run(this.#inputs(batches, weight))));
+    }
+    const { inputs, work, loss } = this.#captured;
+    for (const [i, { batch, targets, weights }] of inputs.entries()) {
+      backend.write(batch.tokens, batches[i].tokens);
+      backend.write(targets, batches[i].targets);
+      backend.write(weights, new Float32Array(weights.size).fill(weight));
+    }
+    work.replay();
+    return loss.values().then(([value]) => value);
+  }
+
+  /** Captures the work of a step on batches of these shapes, where the backend can. */
+  #capture(key: string, batches: readonly PackedTokens[]): CapturedStep | undefined {
+    const { backend } = this.model;
+    if (!this.#captures || !backend.capture) return undefined;
+    const inputs = this.#inputs(batches, 0);
+    let loss: Tensor | undefined;
     try {
-      const squares = backend.scope(() =>
-        total(
-          backend,
-          gradients.map(({ gradient }) => backend.sumSquares(gradient)),
-        ),
-      );
-      const [loss, squaredNorm] = await Promise.all([
-        readScalar(backend.scope(() => total(backend, losses))),
-        readScalar(squares),
-      ]);
-      const gradientNorm = Math.sqrt(squaredNorm);
-      if (!Number.isFinite(gradientNorm)) {
-        throw new ArgumentError("gradient norm", gradientNorm, "a finite number: training has diverged");
-      }
-      const step = this.#step + 1;
-      const learningRate = learningRateAt(step, options);
-      const { clipNorm = 1, weightDecay = 0.1, beta1 = 0.9, beta2 = 0.95 } = options;
-      const gradientScale = gradientNorm > clipNorm ? clipNorm / gradientNorm : 1;
-      for (const { name, parameter, gradient } of gradients) {
-        backend.adamw(parameter, gradient, this.#moments.get(name) as Moments, {
-          step,
-          learningRate,
-          weightDecay: parameter.shape.length === 2 ? weightDecay : 0,
-          beta1,
-          beta2,
-          gradientScale,
-        });
-      }
-      this.#step = step;
-      return { step, loss: loss / Math.max(1, tokens), learningRate, gradientNorm, tokens };
-    } finally {
-      for (const { gradient } of gradients) gradient.dispose();
+      const work = backend.capture(() => {
+        loss = backend.scope(() => this.#run(inputs));
+      });
+      return { key, inputs, work, loss: loss as unknown as Tensor };
+    } catch (error) {
+      if (!(error instanceof DeviceError)) throw error;
+      // Too little memory to keep, for example: steps go on without; if that is not it, they fail with the same error.
+      this.#captures = false;
+      disposeInputs(inputs);
+      return undefined;
     }
   }
 
-  /** Adds one batch's gradients, each token's loss weighing `weight`. Returns the summed loss. */
-  #accumulate({ tokens, targets, cuSeqlens }: PackedTokens, weight: number): Tensor {
+  #dropCaptured(): void {
+    if (!this.#captured) return;
+    const { inputs, work, loss } = this.#captured;
+    this.#captured = undefined;
+    disposeInputs(inputs);
+    loss.dispose();
+    work.dispose();
+  }
+
+  /** After a step that failed: until now it made later ones fail too. */
+  #startAnew(): void {
+    this.#dropCaptured();
+    this.#gradientNorm.dispose();
+    this.#gradientNorm = this.model.backend.zeros([]);
+  }
+
+  #inputs(batches: readonly PackedTokens[], weight: number): StepInput[] {
+    const { model } = this;
+    const { backend } = model;
+    return batches.map(({ tokens, targets, cuSeqlens }) => ({
+      batch: model.packedBatch(tokens, cuSeqlens),
+      targets: backend.tensor(targets, [targets.length], "i32"),
+      weights: backend.tensor(new Float32Array(targets.length).fill(weight), [targets.length]),
+    }));
+  }
+
+  /** The operations of a step. Returns the summed loss. */
+  #run(inputs: readonly StepInput[]): Tensor {
     const { model, options } = this;
     const { backend } = model;
-    return backend.scope(() => {
-      const tape = new Tape(backend, { recompute: options.recompute === true });
-      const batch = model.packedBatch(tokens, cuSeqlens);
-      const losses = model.loss(tape, batch, backend.tensor(targets, [targets.length], "i32"));
-      const sum = backend.sum(losses.value);
-      tape.backward(losses, backend.tensor(new Float32Array(targets.length).fill(weight), [targets.length]));
-      // The scope keeps what is in its result: the gradients too.
-      return { sum, gradients: [...model.parameters.values()].map(({ gradient }) => gradient) };
-    }).sum;
+    for (const parameter of model.parameters.values()) parameter.takeGradient()?.dispose(); // of a step that failed
+    const loss = inputs.map((input) => this.#accumulate(input)).reduce((sum, next) => backend.add(sum, next));
+    const { clipNorm = 1, weightDecay = 0.1, beta1 = 0.9, beta2 = 0.95 } = options;
+    const parameters = [...model.parameters].map(([name, variable]) => ({
+      parameter: variable.value,
+      gradient: variable.takeGradient() as Tensor,
+      ...(this.#moments.get(name) as Moments),
+      weightDecay: variable.value.shape.length === 2 ? weightDecay : 0,
+    }));
+    backend.adamw(parameters, this.#schedule, this.#gradientNorm, { beta1, beta2, clipNorm });
+    for (const { gradient } of parameters) gradient.dispose();
+    return loss;
+  }
+
+  /** Adds one batch's gradients. Returns the summed loss. */
+  #accumulate({ batch, targets, weights }: StepInput): Tensor {
+    const { model, options } = this;
+    const tape = new Tape(model.backend, { recompute: options.recompute === true });
+    const losses = model.loss(tape, batch, targets, weights);
+    const sum = model.backend.sum(losses.value);
+    tape.backward(losses, weights);
+    return sum;
   }
 
   /** Disposes the moments. */
   dispose(): void {
+    this.#dropCaptured();
+    this.#schedule.dispose();
+    this.#gradientNorm.dispose();
     for (const { m, v } of this.#moments.values()) {
       m.dispose();
       v.dispose();
@@ -174,19 +271,16 @@ export class Trainer {
   }
 }
 
-/** The sum of scalars, in order; takes them over. */
-function total(backend: Backend, scalars: readonly Tensor[]): Tensor {
-  return scalars.reduce((sum, scalar) => {
-    const next = backend.add(sum, scalar);
-    sum.dispose();
-    scalar.dispose();
-    return next;
-  });
+function disposeInputs(inputs: readonly StepInput[]): void {
+  for (const { batch, targets, weights } of inputs) {
+    for (const tensor of [batch.tokens, batch.positions, targets, weights]) tensor.dispose();
+  }
 }
 
 /** Reads a scalar and disposes it. */
 async function readScalar(scalar: Tensor): Promise<number> {
-  const [value] = await scalar.values();
+  const reading = scalar.values();
   scalar.dispose();
+  const [value] = await reading;
   return value;
 }

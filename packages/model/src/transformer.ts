@@ -203,9 +203,11 @@ export class Transformer {
   /**
    * Cross-entropy of each token with its target, `[T]`, nats.
    * @param targets int32 `[T]`, −1 where there is none
+   * @param dLoss the gradient that `tape.backward` will be given for it, if that is known; see {@link Tape.linearCrossEntropy}
    */
-  loss(tape: Tape, batch: TokenBatch, targets: Tensor): Variable {
-    return tape.crossEntropy(this.logits(tape, this.hidden(tape, batch)), targets);
+  loss(tape: Tape, batch: TokenBatch, targets: Tensor, dLoss?: Tensor): Variable {
+    const embedding = this.#weight(tape, "embedding");
+    return tape.linearCrossEntropy(this.hidden(tape, batch), embedding, targets, dLoss);
   }
 
   /** Disposes the parameters and their gradients. */
@@ -230,12 +232,19 @@ export class Transformer {
     const attention = layerAttention(this.config, layer);
     const name = `layers.${layer}.attention`;
     const normalized = this.#norm(tape, `${name}.norm`, x);
+    // What no backward pass reads is disposed at once: of a context of 64K tokens it would be gigabytes.
     const project = (part: string, count: number): Variable => {
       const flat = tape.linear(normalized, this.#weight(tape, `${name}.${part}`));
-      return tape.reshape(flat, [flat.value.shape[0], count, headDim]);
+      const vectors = tape.reshape(flat, [flat.value.shape[0], count, headDim]);
+      flat.value.dispose();
+      return vectors;
     };
-    const turn = (vectors: Variable): Variable =>
-      attention.kind === "window" ? tape.rope(vectors, positions, { base: attention.ropeBase }) : vectors;
+    const turn = (vectors: Variable): Variable => {
+      if (attention.kind !== "window") return vectors;
+      const turned = tape.rope(vectors, positions, { base: attention.ropeBase });
+      vectors.value.dispose();
+      return turned;
+    };
     const inputs = {
       q: turn(project("q", heads)),
       k: turn(project("k", kvHeads)),
@@ -245,7 +254,7 @@ export class Transformer {
     const conv = hasConv ? this.#weight(tape, `${name}.conv`) : undefined;
     const attended = keys.attend(tape, layer, attention, inputs, conv);
     const flat = tape.reshape(attended, [x.value.shape[0], heads * headDim]);
-    return tape.add(x, tape.linear(flat, this.#weight(tape, `${name}.out`)));
+    return tape.linear(flat, this.#weight(tape, `${name}.out`), x);
   }
 
   #mlp(tape: Tape, layer: number, x: Variable): Variable {
@@ -253,6 +262,6 @@ export class Transformer {
     const normalized = this.#norm(tape, `${name}.norm`, x);
     const gate = tape.linear(normalized, this.#weight(tape, `${name}.gate`));
     const up = tape.linear(normalized, this.#weight(tape, `${name}.up`));
-    return tape.add(x, tape.linear(tape.swiglu(gate, up), this.#weight(tape, `${name}.down`)));
+    return tape.linear(tape.swiglu(gate, up), this.#weight(tape, `${name}.down`), x);
   }
 }

@@ -1,5 +1,5 @@
 import { ReferenceBackend } from "@moba-js/reference";
-import { ArgumentError, leakCheck } from "@moba-js/tensor";
+import { ArgumentError, leakCheck, type Tensor } from "@moba-js/tensor";
 import { describe, expect, it } from "vitest";
 import {
   ByteTokenizer,
@@ -104,16 +104,33 @@ describe("a step", () => {
     const random = new TestRandom(seed + 4);
     const trainer = make(random);
     const { backend, parameters } = trainer.model;
-    backend.adamw(
-      parameters.get("layers.1.mlp.up.weight")?.value as never,
-      backend.tensor(new Float32Array(96).fill(Number.NaN), [12, 8]),
-      { m: backend.zeros([12, 8]), v: backend.zeros([12, 8]) },
-      { step: 1, learningRate: 1 },
-    );
+    const weight = parameters.get("layers.1.mlp.up.weight")?.value as Tensor;
+    backend.write(weight, new Float32Array(96).fill(Number.NaN));
     const before = await weightsOf(trainer.model);
     await expect(trainer.train([randomBatch(random, 11, [20])])).rejects.toThrow(ArgumentError);
     expect(await weightsOf(trainer.model)).toEqual(before);
     expect(trainer.step).toBe(0);
+  });
+
+  it("after one that failed changes nothing either, unless it is asked for when that is known", async () => {
+    const random = new TestRandom(seed + 7);
+    const trainer = make(random);
+    const weight = trainer.model.parameters.get("norm.weight")?.value as Tensor;
+    const [batch, good] = [randomBatch(random, 11, [20]), await weight.data()];
+    trainer.model.backend.write(
+      weight,
+      good.map(() => Number.POSITIVE_INFINITY),
+    );
+    const first = trainer.train([batch]);
+    trainer.model.backend.write(weight, good);
+    const second = trainer.train([batch]);
+    const before = await weightsOf(trainer.model);
+    await expect(first).rejects.toThrow(ArgumentError);
+    await expect(second).rejects.toThrow(ArgumentError);
+    expect(await weightsOf(trainer.model)).toEqual(before);
+    expect(trainer.step).toBe(0);
+    expect((await trainer.train([batch])).step).toBe(1);
+    expect(await weightsOf(trainer.model)).not.toEqual(before);
   });
 
   it("leaves no tensor behind, and needs less memory with recomputation", async () => {

@@ -323,12 +323,20 @@ export class ReferenceBackend extends Backend {
   }
 
   protected override runAdamW(problem: AdamWProblem): void {
-    const { parameter, gradient, m, v } = problem;
-    const values = { parameter: valuesOf(parameter), m: valuesOf(m), v: valuesOf(v) };
-    adamw({ ...problem, ...values, gradient: valuesOf(gradient) });
-    write(parameter, values.parameter);
-    write(m, values.m);
-    write(v, values.v);
+    const [before] = valuesOf(problem.gradientNorm);
+    if (!Number.isFinite(before)) return;
+    const [step, learningRate] = valuesOf(problem.schedule);
+    const parameters = problem.parameters.map(({ parameter, gradient, m, v, weightDecay }) => ({
+      ...{ parameter: valuesOf(parameter), gradient: valuesOf(gradient), m: valuesOf(m), v: valuesOf(v) },
+      weightDecay,
+    }));
+    const norm = adamw({ ...problem, parameters, step, learningRate });
+    write(problem.gradientNorm, [norm]);
+    for (const [i, { parameter, m, v }] of problem.parameters.entries()) {
+      write(parameter, parameters[i].parameter);
+      write(m, parameters[i].m);
+      write(v, parameters[i].v);
+    }
   }
 
   protected override runCopyRows({ target, source, cuSeqlens, offsets }: CopyRowsProblem): void {

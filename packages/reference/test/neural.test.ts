@@ -245,14 +245,27 @@ describe("rope", () => {
 });
 
 describe("adamw", () => {
+  const options = { beta1: 0.9, beta2: 0.99, epsilon: 0 };
+
   it("steps by the sign of the first gradient, and decays by the rate", () => {
     const state = { m: new Float64Array(3), v: new Float64Array(3) };
     const parameter = Float64Array.of(1, -2, 3);
-    const options = { step: 1, learningRate: 0.1, weightDecay: 0.5, beta1: 0.9, beta2: 0.99, epsilon: 0 };
-    adamw({ parameter, gradient: Float64Array.of(5, -7, 1e-3), ...state, ...options, gradientScale: 2 });
+    const inputs = { parameter, gradient: Float64Array.of(5, -7, 1e-3), ...state, weightDecay: 0.5 };
+    const norm = adamw({ parameters: [inputs], step: 1, learningRate: 0.1, ...options, clipNorm: 1 });
+    expect(norm).toBeCloseTo(Math.hypot(5, 7, 1e-3), 12);
     expect(
       maxDifference(parameter, Float64Array.of(1 - 0.1 - 0.05, -2 + 0.1 + 0.1, 3 - 0.1 - 0.15)),
     ).toBeLessThan(1e-12);
+  });
+
+  it("clips by the norm of all gradients together", () => {
+    const parameters = [3, 4].map((g) => ({
+      ...{ parameter: new Float64Array(1), gradient: Float64Array.of(g), weightDecay: 0 },
+      ...{ m: new Float64Array(1), v: new Float64Array(1) },
+    }));
+    expect(adamw({ parameters, step: 1, learningRate: 0.1, ...options, clipNorm: 1 })).toBe(5);
+    expect(parameters[0].m[0]).toBeCloseTo(0.1 * (3 / 5), 12);
+    expect(parameters[1].m[0]).toBeCloseTo(0.1 * (4 / 5), 12);
   });
 
   it("holds the float32 moments of a run by the definition", async () => {
@@ -261,11 +274,13 @@ describe("adamw", () => {
     const start = gaussian(random, [6]);
     const parameter = backend.tensor(start.values, [6]);
     const state = { m: backend.zeros([6]), v: backend.zeros([6]) };
+    const norm = backend.zeros([]);
     const gradients = [1, 2, 3, 4].map(() => gaussian(random, [6]));
-    gradients.forEach(({ values }, i) => {
+    for (const [i, { values }] of gradients.entries()) {
       const gradient = backend.tensor(values, [6]);
-      backend.adamw(parameter, gradient, state, { step: i + 1, learningRate: 0.01, epsilon: 1e-8 });
-    });
+      backend.adamw([{ parameter, gradient, ...state }], backend.tensor([i + 1, 0.01], [2]), norm);
+      expect((await norm.values())[0]).toBeCloseTo(Math.hypot(...values), 12);
+    }
     // m_t = (1 − β₁) Σ_i β₁^(t−i) g_i, and so v.
     const mean = (beta: number, power: number) =>
       start.values.map((_, e) =>

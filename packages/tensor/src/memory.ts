@@ -25,6 +25,14 @@ export interface MemoryReport {
   peakBytes: number;
 }
 
+/** Work that a backend has captured, to be run again and again at once. */
+export interface CapturedWork {
+  /** Enqueues the captured operations, on the same memory. @throws DeviceError when disposed, or when the device is lost. */
+  replay(): void;
+  /** Gives the memory back that was kept for the work. Disposing twice is allowed. */
+  dispose(): void;
+}
+
 /** Aids for finding mistakes; all off by default, since each costs time. */
 export interface DebugSettings {
   /** Fill every output with NaN (floats) or −7 (integers) before the kernel runs, so that a gap shows. */
@@ -84,6 +92,13 @@ export abstract class DeviceMemory {
   abstract time(run: () => void): Promise<number>;
 
   /**
+   * Captures the operations of `run` instead of running them; absent where a backend cannot. Tensors made by `run` have their values
+   * after a replay; those that it takes are read anew by each one (see {@link write}).
+   * @throws DeviceError when `run` makes tensors of given values, reads tensors, or waits.
+   */
+  capture?(run: () => void): CapturedWork;
+
+  /**
    * A tensor of the given values, rounded to the dtype (nearest, ties to even). A `Uint16Array` given for `f16` or `bf16`
    * is taken as raw bits.
    * @param shape its product must be the length of `data`.
@@ -93,14 +108,19 @@ export abstract class DeviceMemory {
     const type = (dtype ?? "f32") as D;
     checkDType("dtype", type);
     checkShape("shape", shape);
-    if (typeof data !== "object" || data === null || !Number.isInteger(data.length)) {
-      throw new ArgumentError("data", data, "an array of numbers");
+    return this.#filled(shape, type, storedValues(data, shape, type));
+  }
+
+  /**
+   * Enqueues writing values over those of a tensor, in place: for tensors that captured work reads.
+   * @param data as {@link tensor} takes it
+   */
+  write(tensor: Tensor, data: ArrayLike<number>): void {
+    this.#checkOpen();
+    if (!isTensor(tensor) || (tensor.backend as unknown) !== this) {
+      throw new ArgumentError("tensor", tensor, "a tensor of this backend");
     }
-    if (data.length !== sizeOf(shape))
-      throw new ShapeError("shape", shape, `of ${data.length} elements, as data has`);
-    const raw = bytesPerElement(type) === 2 && data instanceof Uint16Array;
-    const stored = raw ? (data as unknown as TypedArrays[D]) : encode(data, type);
-    return this.#filled(shape, type, stored);
+    this.upload(tensor.storage, storedValues(data, tensor.shape, tensor.dtype));
   }
 
   /** A tensor of zeros. */
@@ -235,6 +255,21 @@ export abstract class DeviceMemory {
     poison.fill(output.dtype === "f32" ? Number.NaN : bytesPerElement(output.dtype) === 2 ? 0x7fff : -7);
     this.upload(output.storage, poison);
   }
+}
+
+/** Values as a dtype stores them, checked. */
+function storedValues<D extends DType>(
+  data: ArrayLike<number>,
+  shape: readonly number[],
+  dtype: D,
+): TypedArrays[D] {
+  if (typeof data !== "object" || data === null || !Number.isInteger(data.length)) {
+    throw new ArgumentError("data", data, "an array of numbers");
+  }
+  if (data.length !== sizeOf(shape))
+    throw new ShapeError("shape", shape, `of ${data.length} elements, as data has`);
+  const raw = bytesPerElement(dtype) === 2 && data instanceof Uint16Array;
+  return raw ? (data as unknown as TypedArrays[D]) : encode(data, dtype);
 }
 
 /** Every tensor in a value made of tensors, routings, arrays and plain objects. */

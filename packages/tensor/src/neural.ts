@@ -16,6 +16,8 @@ export type NeuralOperation =
   | "rope"
   | "crossEntropy"
   | "crossEntropyBackward"
+  | "linearCrossEntropy"
+  | "linearCrossEntropyBackward"
   | "add"
   | "sum"
   | "sumSquares"
@@ -34,6 +36,8 @@ export const NEURAL_OPERATIONS: readonly NeuralOperation[] = [
   "rope",
   "crossEntropy",
   "crossEntropyBackward",
+  "linearCrossEntropy",
+  "linearCrossEntropyBackward",
   "add",
   "sum",
   "sumSquares",
@@ -41,12 +45,14 @@ export const NEURAL_OPERATIONS: readonly NeuralOperation[] = [
   "adamw",
 ];
 
-/** Which factors of a product are read transposed. */
+/** Options of {@link NeuralOperations.matmul}. */
 export interface MatmulOptions {
   /** Use `aᵀ`. Default false. */
   transposeA?: boolean;
   /** Use `bᵀ`. Default false. */
   transposeB?: boolean;
+  /** Added to the product: shape and dtype of the result. Default: nothing. */
+  addend?: Tensor;
 }
 
 /** A checked product `[M, K] · [K, N]`, factors as stored. */
@@ -67,6 +73,12 @@ export interface MatmulProblem {
 export interface RmsNormOptions {
   /** `ε`, added to the mean square. Default 1e-6. */
   epsilon?: number;
+}
+
+/** Options of {@link NeuralOperations.rmsNormBackward}. */
+export interface RmsNormBackwardOptions extends RmsNormOptions {
+  /** Added to `dx`: shape and dtype of `x`. Default: nothing. */
+  addend?: Tensor;
 }
 
 /** A checked root-mean-square normalization. */
@@ -106,38 +118,63 @@ export interface CrossEntropyProblem {
   readonly targets: Tensor<"i32">;
 }
 
-/** What AdamW remembers of a parameter between steps; both start at zero. Changed in place by each step. */
-export interface AdamWState {
-  /** `m`, running mean of gradients, float32, shape of the parameter. */
-  readonly m: Tensor;
-  /** `v`, running mean of squared gradients, float32, shape of the parameter. */
-  readonly v: Tensor;
+/** A checked loss of logits that are a product, `x weightᵀ`. */
+export interface LinearCrossEntropyProblem {
+  readonly x: Tensor<FloatDType>;
+  readonly weight: Tensor<FloatDType>;
+  readonly targets: Tensor<"i32">;
 }
 
-/** One step of AdamW. */
-export interface AdamWOptions {
-  /** `t`, the number of this step, from 1. */
-  step: number;
-  /** `η`. */
-  learningRate: number;
+/** The result of {@link NeuralOperations.linearCrossEntropyBackward}. */
+export interface LinearCrossEntropyGradients {
+  /** Loss of each token in nats, float32 `[T]`. */
+  loss: Tensor<"f32">;
+  /** Like `x`. */
+  dx: Tensor<FloatDType>;
+  /** Like `weight`. */
+  dWeight: Tensor<FloatDType>;
+}
+
+/** A parameter that AdamW trains, with its gradient and what AdamW remembers of it between steps. */
+export interface AdamWParameter {
+  /** `p`, float32, any shape: changed. */
+  readonly parameter: Tensor;
+  /** `g`, shape of the parameter; f32, f16 or bf16, each its own. */
+  readonly gradient: Tensor;
+  /** `m`, running mean of gradients, float32, shape of the parameter; zeros before the first step: changed. */
+  readonly m: Tensor;
+  /** `v`, running mean of squared gradients, float32, shape of the parameter; zeros before the first step: changed. */
+  readonly v: Tensor;
   /** `λ`, decoupled from the gradient. Default 0. */
-  weightDecay?: number;
+  readonly weightDecay?: number;
+}
+
+/** What stays the same from one step of AdamW to the next. */
+export interface AdamWOptions {
   /** `β₁`. Default 0.9. */
   beta1?: number;
   /** `β₂`. Default 0.95. */
   beta2?: number;
   /** `ε`. Default 1e-8. */
   epsilon?: number;
-  /** Multiplies the gradient first: how gradients are clipped. Default 1. */
-  gradientScale?: number;
+  /** The most that the norm of all gradients together may be; longer ones are scaled down. Default: no limit. */
+  clipNorm?: number;
 }
 
-/** A checked step of AdamW. */
-export interface AdamWProblem extends Required<AdamWOptions> {
+/** A checked parameter of {@link AdamWProblem}. */
+export interface AdamWProblemParameter extends Required<AdamWParameter> {
   readonly parameter: Tensor<"f32">;
   readonly gradient: Tensor<FloatDType>;
   readonly m: Tensor<"f32">;
   readonly v: Tensor<"f32">;
+}
+
+/** A checked step of AdamW. */
+export interface AdamWProblem extends Required<AdamWOptions> {
+  /** At least one. */
+  readonly parameters: readonly AdamWProblemParameter[];
+  readonly schedule: Tensor<"f32">;
+  readonly gradientNorm: Tensor<"f32">;
 }
 
 /** Checks that a number is finite and in a range. */
@@ -176,7 +213,7 @@ export abstract class NeuralOperations extends DeviceMemory {
   }
 
   /**
-   * The matrix product `C_ij = Σ_k A_ik B_kj`, `A = a` or `aᵀ`, `B = b` or `bᵀ`.
+   * The matrix product `C_ij = Σ_k A_ik B_kj`, `A = a` or `aᵀ`, `B = b` or `bᵀ`; or `C + addend`.
    * @param a `[M, K]`, or `[K, M]` with `transposeA`; f32, f16 or bf16
    * @param b `[K, N]`, or `[N, K]` with `transposeB`; dtype of `a`
    * @returns `[M, N]`, dtype of `a`
@@ -191,11 +228,23 @@ export abstract class NeuralOperations extends DeviceMemory {
     const [rows, inner] = transposeA ? [a.shape[1], a.shape[0]] : a.shape;
     const columns = b.shape[transposeB ? 0 : 1];
     checkExtents("b", b, transposeB ? [columns, inner] : [inner, columns], transposeB ? "[N, K]" : "[K, N]");
+    const problem = { a, b, transposeA, transposeB, rows, columns, inner };
+    const { addend } = options;
+    if (addend !== undefined) this.#checkAddend(addend, [rows, columns], a.dtype);
     this.#checkSupport("matmul", a.dtype);
     return this.produce(
       () => ({ out: this.empty([rows, columns], a.dtype) }),
-      ({ out }) => this.runMatmul({ a, b, transposeA, transposeB, rows, columns, inner }, out),
+      ({ out }) =>
+        addend === undefined
+          ? this.runMatmul(problem, out)
+          : this.runMatmulAdd({ ...problem, addend: addend as Tensor<FloatDType> }, out),
     ).out;
+  }
+
+  #checkAddend(addend: Tensor, shape: readonly number[], dtype: FloatDType): void {
+    checkTensor(this, "addend", addend, FLOAT_DTYPES);
+    if (addend.dtype !== dtype) throw new DTypeError("addend", addend.dtype, `${dtype}, as the result`);
+    checkExtents("addend", addend, shape, "that of the result");
   }
 
   /**
@@ -260,7 +309,7 @@ export abstract class NeuralOperations extends DeviceMemory {
 
   /**
    * Gradients of {@link rmsNorm}. With `n_t = x_t / r_t` and `g_t = w ⊙ dOut_t`:
-   * `dx_t = (g_t − n_t mean_c(g_tc n_tc)) / r_t`, `dWeight = Σ_t dOut_t ⊙ n_t`.
+   * `dx_t = (g_t − n_t mean_c(g_tc n_tc)) / r_t`, `dWeight = Σ_t dOut_t ⊙ n_t`. With an addend, `dx` is that plus it.
    * @param dOut gradient of the result, shape and dtype of `x`
    * @returns `dx` like `x`, `dWeight` like `weight`
    */
@@ -268,15 +317,21 @@ export abstract class NeuralOperations extends DeviceMemory {
     dOut: Tensor,
     x: Tensor,
     weight: Tensor,
-    options: RmsNormOptions = {},
+    options: RmsNormBackwardOptions = {},
   ): { dx: Tensor<FloatDType>; dWeight: Tensor<FloatDType> } {
     const problem = this.#checkRmsNorm(x, weight, options);
     const gradient = this.#checkLike("dOut", dOut, problem.x, "x");
     const { dtype } = problem.x;
+    const { addend } = options;
+    if (addend !== undefined) this.#checkAddend(addend, x.shape, dtype);
     this.#checkSupport("rmsNormBackward", dtype);
+    const backward = { ...problem, dOut: gradient };
     return this.produce(
       () => ({ dx: this.empty(x.shape, dtype), dWeight: this.empty(weight.shape, dtype) }),
-      (outputs) => this.runRmsNormBackward({ ...problem, dOut: gradient }, outputs),
+      (outputs) =>
+        addend === undefined
+          ? this.runRmsNormBackward(backward, outputs)
+          : this.runRmsNormBackwardAdd({ ...backward, addend: addend as Tensor<FloatDType> }, outputs),
     );
   }
 
@@ -385,6 +440,59 @@ export abstract class NeuralOperations extends DeviceMemory {
     ).dLogits;
   }
 
+  #checkLinearCrossEntropy(x: Tensor, weight: Tensor, targets: Tensor): LinearCrossEntropyProblem {
+    checkTensor(this, "x", x, FLOAT_DTYPES, "[T, C]");
+    checkTensor(this, "weight", weight, FLOAT_DTYPES, "[V, C]");
+    if (weight.dtype !== x.dtype) throw new DTypeError("weight", weight.dtype, `${x.dtype}, as x`);
+    const [tokens, channels] = x.shape;
+    if (weight.shape[0] < 1) throw new ShapeError("weight", weight.shape, "[V, C] with V ≥ 1");
+    checkExtents("weight", weight, [weight.shape[0], channels], "[V, C]");
+    return { x, weight, targets: this.#checkTokens("targets", targets, tokens) };
+  }
+
+  /**
+   * The loss of {@link crossEntropy} for the logits `x weightᵀ`: backends need not hold all of them at once.
+   * @param x `[T, C]`, f32, f16 or bf16
+   * @param weight `[V, C]`, dtype of `x`
+   * @param targets `y`, int32 `[T]`; −1, or whatever is no row of the weight, is ignored: loss 0, no gradient
+   * @returns loss of each token in nats, float32 `[T]`
+   */
+  linearCrossEntropy(x: Tensor, weight: Tensor, targets: Tensor): Tensor<"f32"> {
+    const problem = this.#checkLinearCrossEntropy(x, weight, targets);
+    this.#checkSupport("linearCrossEntropy", problem.x.dtype);
+    return this.produce(
+      () => ({ loss: this.empty([x.shape[0]], "f32") }),
+      ({ loss }) => this.runLinearCrossEntropy(problem, loss),
+    ).loss;
+  }
+
+  /**
+   * Gradients of {@link linearCrossEntropy}, and the loss, which comes with them: with `dLogits` of {@link crossEntropyBackward}, in
+   * the dtype of `x`, `dx = dLogits weight` and `dWeight = dLogitsᵀ x`.
+   * @param dLoss gradient of `loss`, float32 `[T]`
+   */
+  linearCrossEntropyBackward(
+    dLoss: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+  ): LinearCrossEntropyGradients {
+    const problem = this.#checkLinearCrossEntropy(x, weight, targets);
+    const [tokens] = x.shape;
+    checkTensor(this, "dLoss", dLoss, ["f32"], "[T]");
+    checkExtents("dLoss", dLoss, [tokens], "[T]");
+    const { dtype } = problem.x;
+    this.#checkSupport("linearCrossEntropyBackward", dtype);
+    return this.produce(
+      () => ({
+        loss: this.empty([tokens], "f32"),
+        dx: this.empty(x.shape, dtype),
+        dWeight: this.empty(weight.shape, dtype),
+      }),
+      (outputs) => this.runLinearCrossEntropyBackward({ ...problem, dLoss }, outputs),
+    );
+  }
+
   /**
    * The sum `a + b`, element by element.
    * @param a any shape, f32, f16 or bf16
@@ -444,42 +552,63 @@ export abstract class NeuralOperations extends DeviceMemory {
   }
 
   /**
-   * One step of AdamW (arXiv 1711.05101), in place. With `g = gradientScale · gradient`:
-   * `m ← β₁m + (1 − β₁)g`, `v ← β₂v + (1 − β₂)g²`,
+   * One step of AdamW (arXiv 1711.05101) over all parameters, in place. With `t` and `η` of `schedule`, `‖g‖ = sqrt(Σ g²)` over all
+   * gradients, and `ĝ = g min(1, clipNorm / ‖g‖)`:
+   * `m ← β₁m + (1 − β₁)ĝ`, `v ← β₂v + (1 − β₂)ĝ²`,
    * `p ← p − η (m̂ / (sqrt(v̂) + ε) + λp)`, `m̂ = m / (1 − β₁ᵗ)`, `v̂ = v / (1 − β₂ᵗ)`.
-   * @param parameter `p`, float32, any shape: changed
-   * @param gradient f32, f16 or bf16, shape of the parameter
-   * @param state changed
+   *
+   * What differs from step to step lies in tensors: no step waits for the host, and captured ones can be replayed. `gradientNorm`
+   * becomes `‖g‖`. When that is not finite, nothing else changes, in this step and in later ones on the same `gradientNorm`: the
+   * parameters are those from before the gradient failed, however many steps are enqueued when it is read.
+   * @param parameters at least one
+   * @param schedule float32 `[2]`: `t`, the number of the step, from 1, and `η`, the learning rate
+   * @param gradientNorm float32 scalar, finite before the first step: changed
    */
-  adamw(parameter: Tensor, gradient: Tensor, state: AdamWState, options: AdamWOptions): void {
+  adamw(
+    parameters: readonly AdamWParameter[],
+    schedule: Tensor,
+    gradientNorm: Tensor,
+    options: AdamWOptions = {},
+  ): void {
     checkOptions(options);
-    checkTensor(this, "parameter", parameter, ["f32"]);
-    checkTensor(this, "gradient", gradient, FLOAT_DTYPES);
-    if (typeof state !== "object" || state === null)
-      throw new ArgumentError("state", state, "an object { m, v }");
-    const { m, v } = state;
-    checkTensor(this, "state.m", m, ["f32"]);
-    checkTensor(this, "state.v", v, ["f32"]);
-    checkExtents("gradient", gradient, parameter.shape, "that of parameter");
-    checkExtents("state.m", m, parameter.shape, "that of parameter");
-    checkExtents("state.v", v, parameter.shape, "that of parameter");
-    checkPositiveInteger("step", options.step);
-    const huge = Number.MAX_VALUE;
+    if (!Array.isArray(parameters) || parameters.length === 0) {
+      throw new ArgumentError("parameters", parameters, "an array of at least one parameter");
+    }
+    const checked = parameters.map((parameter, i) =>
+      this.#checkAdamWParameter(`parameters[${i}]`, parameter),
+    );
+    checkTensor(this, "schedule", schedule, ["f32"]);
+    checkExtents("schedule", schedule, [2], "[2]");
+    checkTensor(this, "gradientNorm", gradientNorm, ["f32"]);
+    checkExtents("gradientNorm", gradientNorm, [], "a scalar");
+    const { beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, clipNorm = Number.POSITIVE_INFINITY } = options;
     const problem = {
-      parameter,
-      gradient,
-      m,
-      v,
-      step: options.step,
-      learningRate: checkRange("learningRate", options.learningRate, 0, huge),
-      weightDecay: checkRange("weightDecay", options.weightDecay ?? 0, 0, huge),
-      beta1: checkRange("beta1", options.beta1 ?? 0.9, 0, 1 - Number.EPSILON),
-      beta2: checkRange("beta2", options.beta2 ?? 0.95, 0, 1 - Number.EPSILON),
-      epsilon: checkRange("epsilon", options.epsilon ?? 1e-8, 0, huge),
-      gradientScale: checkRange("gradientScale", options.gradientScale ?? 1, -huge, huge),
+      parameters: checked,
+      schedule,
+      gradientNorm,
+      beta1: checkRange("beta1", beta1, 0, 1 - Number.EPSILON),
+      beta2: checkRange("beta2", beta2, 0, 1 - Number.EPSILON),
+      epsilon: checkRange("epsilon", epsilon, 0, Number.MAX_VALUE),
+      clipNorm: checkRange("clipNorm", clipNorm, 0, Number.POSITIVE_INFINITY),
     };
-    this.#checkSupport("adamw", gradient.dtype);
+    for (const { gradient } of checked) this.#checkSupport("adamw", gradient.dtype);
     this.runAdamW(problem);
+  }
+
+  #checkAdamWParameter(argument: string, given: AdamWParameter): AdamWProblemParameter {
+    if (typeof given !== "object" || given === null) {
+      throw new ArgumentError(argument, given, "an object { parameter, gradient, m, v }");
+    }
+    const { parameter, gradient, m, v, weightDecay = 0 } = given;
+    checkTensor(this, `${argument}.parameter`, parameter, ["f32"]);
+    checkTensor(this, `${argument}.gradient`, gradient, FLOAT_DTYPES);
+    checkTensor(this, `${argument}.m`, m, ["f32"]);
+    checkTensor(this, `${argument}.v`, v, ["f32"]);
+    for (const [name, tensor] of Object.entries({ gradient, m, v })) {
+      checkExtents(`${argument}.${name}`, tensor, parameter.shape, "that of parameter");
+    }
+    checkRange(`${argument}.weightDecay`, weightDecay, 0, Number.MAX_VALUE);
+    return { parameter, gradient, m, v, weightDecay };
   }
 
   // ---- kernels: what a backend overrides -------------------------------------------------------------------------
@@ -487,6 +616,15 @@ export abstract class NeuralOperations extends DeviceMemory {
   /** Computes {@link matmul} into the output. */
   protected runMatmul(problem: MatmulProblem, _out: Tensor<FloatDType>): void {
     throw new UnsupportedError("matmul", problem.a.dtype, this.name);
+  }
+  /** Computes {@link matmul} with an addend into the output: here in two steps. */
+  protected runMatmulAdd(
+    { a, b, addend, ...problem }: MatmulProblem & { addend: Tensor<FloatDType> },
+    out: Tensor<FloatDType>,
+  ): void {
+    const { transposeA, transposeB } = problem;
+    using product = this.matmul(a, b, { transposeA, transposeB });
+    this.runAdd({ a: product, b: addend }, out);
   }
   /** Computes {@link embedding} into the output. */
   protected runEmbedding(
@@ -512,6 +650,15 @@ export abstract class NeuralOperations extends DeviceMemory {
     _outputs: { dx: Tensor<FloatDType>; dWeight: Tensor<FloatDType> },
   ): void {
     throw new UnsupportedError("rmsNormBackward", problem.x.dtype, this.name);
+  }
+  /** Computes {@link rmsNormBackward} with an addend into the outputs: here in two steps. */
+  protected runRmsNormBackwardAdd(
+    problem: RmsNormProblem & { dOut: Tensor<FloatDType>; addend: Tensor<FloatDType> },
+    { dx, dWeight }: { dx: Tensor<FloatDType>; dWeight: Tensor<FloatDType> },
+  ): void {
+    using gradient = this.empty(dx.shape, dx.dtype);
+    this.runRmsNormBackward(problem, { dx: gradient, dWeight });
+    this.runAdd({ a: gradient, b: problem.addend }, dx);
   }
   /** Computes {@link swiglu} into the output. */
   protected runSwiglu(
@@ -542,6 +689,32 @@ export abstract class NeuralOperations extends DeviceMemory {
   ): void {
     throw new UnsupportedError("crossEntropyBackward", problem.logits.dtype, this.name);
   }
+  /** Computes {@link linearCrossEntropy} into the output: here with all logits at once. */
+  protected runLinearCrossEntropy(
+    { x, weight, targets }: LinearCrossEntropyProblem,
+    loss: Tensor<"f32">,
+  ): void {
+    using logits = this.matmul(x, weight, { transposeB: true });
+    using lse = this.empty(loss.shape, "f32");
+    this.runCrossEntropy({ logits, targets }, { loss, lse });
+  }
+  /** Computes {@link linearCrossEntropyBackward} into the outputs: here with all logits at once. */
+  protected runLinearCrossEntropyBackward(
+    { x, weight, targets, dLoss }: LinearCrossEntropyProblem & { dLoss: Tensor<"f32"> },
+    { loss, dx, dWeight }: LinearCrossEntropyGradients,
+  ): void {
+    const [tokens, channels] = x.shape;
+    const [columns] = weight.shape;
+    using logits = this.matmul(x, weight, { transposeB: true });
+    using lse = this.empty(loss.shape, "f32");
+    this.runCrossEntropy({ logits, targets }, { loss, lse });
+    using dLogits = this.empty(logits.shape, logits.dtype);
+    this.runCrossEntropyBackward({ logits, targets, dLoss, lse }, dLogits);
+    const toX = { a: dLogits, b: weight, transposeA: false, transposeB: false };
+    this.runMatmul({ ...toX, rows: tokens, columns: channels, inner: columns }, dx);
+    const toWeight = { a: dLogits, b: x, transposeA: true, transposeB: false };
+    this.runMatmul({ ...toWeight, rows: columns, columns: channels, inner: tokens }, dWeight);
+  }
   /** Computes {@link add} into the output. */
   protected runAdd(
     problem: { a: Tensor<FloatDType>; b: Tensor<FloatDType> },
@@ -563,6 +736,6 @@ export abstract class NeuralOperations extends DeviceMemory {
   }
   /** Computes {@link adamw} in place. */
   protected runAdamW(problem: AdamWProblem): void {
-    throw new UnsupportedError("adamw", problem.gradient.dtype, this.name);
+    throw new UnsupportedError("adamw", problem.parameters[0].gradient.dtype, this.name);
   }
 }

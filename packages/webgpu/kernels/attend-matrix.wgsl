@@ -3,7 +3,7 @@
 
 const THREADS = 128u;
 const ROW_THREADS = THREADS / BQ;
-const SIDE = 16u; // of a matrix
+const SIDE = 16u; // of a matrix; BQ is twice that
 const PITCH = DQ * 4u + 8u; // elements from row to row, some more than needed against bank conflicts
 const SCORE_PITCH = MOST_KEYS + 4u;
 const WEIGHT_PITCH = MOST_KEYS + 8u;
@@ -11,6 +11,7 @@ const LOG2_E = 1.4426950408889634;
 const LOWEST = -3.0e38;
 
 var<workgroup> entryOf: array<u32, BQ>;
+var<workgroup> beginOf: array<u32, BQ>; // where each entry's query begins
 var<workgroup> queries: array<f16, BQ * PITCH>;
 var<workgroup> others: array<f16, MOST_KEYS * PITCH>; // keys, then values
 var<workgroup> scores: array<f32, BQ * SCORE_PITCH>; // then outputs
@@ -27,6 +28,7 @@ fn main(
   let list = lists[p.tilesAt + tile];
   let head = list / p.blocks;
   let block = list % p.blocks;
+  if (block < p.firstBlock || block >= p.endBlock) { return; }
   let sequence = sequenceOf(block, 4u);
   let key = (block - sequence.firstBlock) * p.blockSize;
   let keys = min(p.blockSize, sequence.keys - key);
@@ -36,12 +38,14 @@ fn main(
   let subgroup = thread / subgroupSize;
   let subgroups = THREADS / subgroupSize;
 
-  if (thread < BQ) { entryOf[thread] = lists[p.entriesAt + tile * BQ + thread]; }
+  if (thread < BQ) {
+    entryOf[thread] = lists[p.entriesAt + tile * BQ + thread];
+    beginOf[thread] = queryRow(max(entryOf[thread], 1u) - 1u, head) * p.d;
+  }
   workgroupBarrier();
   for (var at = thread; at < BQ * DQ; at += THREADS) {
-    let entry = entryOf[at / DQ];
     var channels = vec4<f32>();
-    if (entry > 0u) { channels = q_row(queryRow(entry - 1u, head) * p.d, 4u * (at % DQ)); }
+    if (entryOf[at / DQ] > 0u) { channels = q_row(beginOf[at / DQ], 4u * (at % DQ)); }
     let to = (at / DQ) * PITCH + 4u * (at % DQ);
     for (var e = 0u; e < 4u; e++) { queries[to + e] = f16(channels[e]); }
   }
@@ -53,16 +57,28 @@ fn main(
   }
   workgroupBarrier();
 
-  for (var n = subgroup; n < (BQ / SIDE) * keyTiles; n += subgroups) {
-    let row = n % (BQ / SIDE) * SIDE;
-    let column = n / (BQ / SIDE) * SIDE;
-    var sum: subgroup_matrix_result<f32, SIDE, SIDE>;
+  // Both halves of the queries against two columns of keys at a time: four products for four loads.
+  for (var n = 2u * subgroup; n < keyTiles; n += 2u * subgroups) {
+    let column = n * SIDE;
+    let next = min(n + 1u, keyTiles - 1u) * SIDE;
+    var sum00 = subgroup_matrix_result<f32, SIDE, SIDE>();
+    var sum01 = subgroup_matrix_result<f32, SIDE, SIDE>();
+    var sum10 = subgroup_matrix_result<f32, SIDE, SIDE>();
+    var sum11 = subgroup_matrix_result<f32, SIDE, SIDE>();
     for (var c = 0u; c < DQ * 4u; c += SIDE) {
-      let a = subgroupMatrixLoad<subgroup_matrix_left<f16, SIDE, SIDE>>(&queries, row * PITCH + c, false, PITCH);
-      let b = subgroupMatrixLoad<subgroup_matrix_right<f16, SIDE, SIDE>>(&others, column * PITCH + c, true, PITCH);
-      sum = subgroupMatrixMultiplyAccumulate(a, b, sum);
+      let a0 = subgroupMatrixLoad<subgroup_matrix_left<f16, SIDE, SIDE>, row_major>(&queries, c, PITCH);
+      let a1 = subgroupMatrixLoad<subgroup_matrix_left<f16, SIDE, SIDE>, row_major>(&queries, SIDE * PITCH + c, PITCH);
+      let b0 = subgroupMatrixLoad<subgroup_matrix_right<f16, SIDE, SIDE>, col_major>(&others, column * PITCH + c, PITCH);
+      let b1 = subgroupMatrixLoad<subgroup_matrix_right<f16, SIDE, SIDE>, col_major>(&others, next * PITCH + c, PITCH);
+      sum00 = subgroupMatrixMultiplyAccumulate(a0, b0, sum00);
+      sum01 = subgroupMatrixMultiplyAccumulate(a0, b1, sum01);
+      sum10 = subgroupMatrixMultiplyAccumulate(a1, b0, sum10);
+      sum11 = subgroupMatrixMultiplyAccumulate(a1, b1, sum11);
     }
-    subgroupMatrixStore(&scores, row * SCORE_PITCH + column, sum, false, SCORE_PITCH);
+    subgroupMatrixStore<row_major>(&scores, column, sum00, SCORE_PITCH);
+    subgroupMatrixStore<row_major>(&scores, next, sum01, SCORE_PITCH);
+    subgroupMatrixStore<row_major>(&scores, SIDE * SCORE_PITCH + column, sum10, SCORE_PITCH);
+    subgroupMatrixStore<row_major>(&scores, SIDE * SCORE_PITCH + next, sum11, SCORE_PITCH);
   }
   workgroupBarrier();
 
@@ -95,16 +111,19 @@ fn main(
   }
   workgroupBarrier();
 
-  for (var n = subgroup; n < (BQ / SIDE) * (DQ * 4u / SIDE); n += subgroups) {
-    let first = n % (BQ / SIDE) * SIDE;
-    let column = n / (BQ / SIDE) * SIDE;
-    var sum: subgroup_matrix_result<f32, SIDE, SIDE>;
+  for (var n = subgroup; n < DQ * 4u / SIDE; n += subgroups) {
+    let column = n * SIDE;
+    var sum0 = subgroup_matrix_result<f32, SIDE, SIDE>();
+    var sum1 = subgroup_matrix_result<f32, SIDE, SIDE>();
     for (var j = 0u; j < keyTiles * SIDE; j += SIDE) {
-      let a = subgroupMatrixLoad<subgroup_matrix_left<f16, SIDE, SIDE>>(&weights, first * WEIGHT_PITCH + j, false, WEIGHT_PITCH);
-      let b = subgroupMatrixLoad<subgroup_matrix_right<f16, SIDE, SIDE>>(&others, j * PITCH + column, false, PITCH);
-      sum = subgroupMatrixMultiplyAccumulate(a, b, sum);
+      let a0 = subgroupMatrixLoad<subgroup_matrix_left<f16, SIDE, SIDE>, row_major>(&weights, j, WEIGHT_PITCH);
+      let a1 = subgroupMatrixLoad<subgroup_matrix_left<f16, SIDE, SIDE>, row_major>(&weights, SIDE * WEIGHT_PITCH + j, WEIGHT_PITCH);
+      let b = subgroupMatrixLoad<subgroup_matrix_right<f16, SIDE, SIDE>, row_major>(&others, j * PITCH + column, PITCH);
+      sum0 = subgroupMatrixMultiplyAccumulate(a0, b, sum0);
+      sum1 = subgroupMatrixMultiplyAccumulate(a1, b, sum1);
     }
-    subgroupMatrixStore(&scores, first * SCORE_PITCH + column, sum, false, SCORE_PITCH);
+    subgroupMatrixStore<row_major>(&scores, column, sum0, SCORE_PITCH);
+    subgroupMatrixStore<row_major>(&scores, SIDE * SCORE_PITCH + column, sum1, SCORE_PITCH);
   }
   workgroupBarrier();
   for (var at = thread; at < BQ * DQ; at += THREADS) {

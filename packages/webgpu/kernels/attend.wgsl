@@ -2,6 +2,7 @@
 // (base-2 log-sum-exp, 1, 0, 0).
 
 var<workgroup> entryOf: array<u32, BQ>;
+var<workgroup> beginOf: array<u32, BQ>; // where each entry's query begins
 
 @compute @workgroup_size(NX * TY)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -10,18 +11,21 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   let list = lists[p.tilesAt + tile];
   let head = list / p.blocks;
   let block = list % p.blocks;
+  if (block < p.firstBlock || block >= p.endBlock) { return; }
   let sequence = sequenceOf(block, 4u);
   let key = (block - sequence.firstBlock) * p.blockSize;
   let keys = i32(min(p.blockSize, sequence.keys - key));
-  let tx = thread % NX;
-  let ty = thread / NX;
-  for (var r = thread; r < BQ; r += THREADS) { entryOf[r] = lists[p.entriesAt + tile * BQ + r]; }
+  let tx = columnOf(thread);
+  let ty = rowOf(thread);
+  for (var r = thread; r < BQ; r += THREADS) {
+    entryOf[r] = lists[p.entriesAt + tile * BQ + r];
+    beginOf[r] = queryRow(max(entryOf[r], 1u) - 1u, head) * p.d;
+  }
   workgroupBarrier();
   for (var at = thread; at < BQ * DQ; at += THREADS) {
-    let entry = entryOf[at / DQ];
     var channels = vec4<f32>();
-    if (entry > 0u) { channels = q_row(queryRow(entry - 1u, head) * p.d, 4u * (at % DQ)) * (p.scale * LOG2_E); }
-    tiles[QUERIES + (at / DQ) * ROW + at % DQ] = channels;
+    if (entryOf[at / DQ] > 0u) { channels = q_row(beginOf[at / DQ], 4u * (at % DQ)) * (p.scale * LOG2_E); }
+    tiles[QUERIES + at / DQ][at % DQ] = channels;
   }
 
   var maximum: array<f32, RQ>;

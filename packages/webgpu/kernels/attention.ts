@@ -1,26 +1,17 @@
-import type {
-  AttentionBackwardProblem,
-  AttentionGradients,
-  AttentionProblem,
-  AttentionResult,
-} from "@moba-js/tensor";
-import type { Argument, Piece } from "../src/commands.js";
+import { type AttentionProblem, type AttentionResult, bytesPerElement, type Tensor } from "@moba-js/tensor";
+import type { Piece } from "../src/commands.js";
 import { type Context, inFloat32 } from "../src/context.js";
 import { kernel, read, write } from "../src/kernel.js";
 import attentionSource from "./attention.wgsl";
-import backwardKvSource from "./attention-backward-kv.wgsl";
-import backwardQSource from "./attention-backward-q.wgsl";
-import rowsSource from "./backward-rows.wgsl";
 import flashSource from "./flash.wgsl";
-import flashBackwardSource from "./flash-backward.wgsl";
-import listsSource from "./lists.wgsl";
 import mergeSource from "./merge.wgsl";
-import { type Mask, maskNumber, maskSpan, planRange, sequenceTable, type Wave, wholeWave } from "./range.js";
+import { type Mask, maskNumber, maskSpan, planRange, type Wave, wholeWave } from "./range.js";
 import rangeSource from "./range.wgsl";
 import barrierSource from "./reduce-barrier.wgsl";
 import subgroupSource from "./reduce-subgroup.wgsl";
 import { chooseTile, rowQuads, type Tile, tileConstants } from "./tile.js";
 import tileSource from "./tile.wgsl";
+import { type BoundPart, boundParts, mostRows, rangesOf, tokenWindow } from "./windows.js";
 import finalSource from "./write-final.wgsl";
 import mergedSource from "./write-merged.wgsl";
 import splitSource from "./write-split.wgsl";
@@ -81,60 +72,7 @@ const MERGE = kernel({
   name: "merge",
   source: mergeSource,
   bindings: { slots: read("vec4<f32>"), out: write("rows"), lse: write("u32") },
-  params: { rows: "u32", slots: "u32", d: "u32" },
-});
-
-const ROWS = kernel({
-  name: "backward-rows",
-  source: rowsSource,
-  bindings: { dOut: read("rows"), out: read("rows"), lse: read("f32"), stats: write("vec2<f32>") },
-  params: { rows: "u32", d: "u32" },
-});
-
-const BACKWARD_Q = kernel({
-  name: "attention-backward-q",
-  source: tileSource + flashBackwardSource + rangeSource + backwardQSource,
-  bindings: {
-    ...INPUTS,
-    dOut: read("rows"),
-    stats: read("vec2<f32>"),
-    slots: read("vec4<f32>"),
-    dq: write("rows"),
-  },
-  params: { ...RANGE_PARAMS, ...SLOT_PARAMS },
-});
-
-const BACKWARD_KV = kernel({
-  name: "attention-backward-kv",
-  source: tileSource + listsSource + backwardKvSource,
-  bindings: {
-    q: read("rows"),
-    k: read("rows"),
-    v: read("rows"),
-    dOut: read("rows"),
-    stats: read("vec2<f32>"),
-    lists: read("u32"),
-    dk: write("rows"),
-    dv: write("rows"),
-  },
-  params: {
-    kvHeads: "u32",
-    firstHead: "u32",
-    headCount: "u32",
-    span: "u32",
-    mask: "u32",
-    group: "u32",
-    d: "u32",
-    listed: "u32",
-    scale: "f32",
-    sequences: "u32",
-    blocks: "u32",
-    slots: "u32",
-    firstToken: "u32",
-    startsAt: "u32",
-    countsAt: "u32",
-    entriesAt: "u32",
-  },
+  params: { firstRow: "u32", slots: "u32", d: "u32" },
 });
 
 /** The variant of a kernel for the device: with subgroups, each row's threads lie in one. */
@@ -153,13 +91,9 @@ export const groupOf = ({ heads, kvHeads }: Pick<AttentionProblem, "heads" | "kv
 /** The tiles of the forward kernels. */
 export const forwardTile = ({ workgroup, subgroupSize }: Context, headDim: number): Tile =>
   chooseTile(workgroup, headDim, {
-    ...{ owned: 1, passing: 1, weights: 1, bytesPerRow: 4 },
+    ...{ owned: 1, passing: 1, weights: 1, bytesPerRow: 8 },
     ...(subgroupSize > 0 && { rowThreads: subgroupSize }),
   });
-
-/** The tiles of the backward kernels. */
-export const backwardTile = ({ workgroup }: Context, headDim: number): Tile =>
-  chooseTile(workgroup, headDim, { owned: 2, passing: 2, weights: 2, bytesPerRow: 8 });
 
 /** Elements of one slot: a row of output in groups of four, and one group more. */
 export const slotElements = (headDim: number): number => 4 * (rowQuads(headDim) + 1);
@@ -206,6 +140,34 @@ function splitKeysOf(problem: AttentionProblem, mask: Mask, { BQ, BK }: Tile): n
   return Math.ceil(longest / pieces / BK) * BK;
 }
 
+/** Queries and keys that a forward kernel can be given at once. */
+export const mostBound = (context: Context, { heads, kvHeads, headDim, k }: AttentionProblem) => ({
+  queries: mostRows(context, 4 * heads * headDim),
+  keys: mostRows(context, bytesPerElement(k.dtype) * kvHeads * headDim),
+});
+
+/** The windows of queries, keys and outputs that a part needs. */
+function partWindows(
+  { q, k, v, heads, kvHeads, headDim }: AttentionProblem,
+  { queries, keys }: BoundPart,
+  { out, lse }: Outputs,
+) {
+  const rows = { first: queries.firstToken, end: queries.firstToken + queries.tokens };
+  return {
+    inputs: {
+      q: tokenWindow(q, heads * headDim, rows),
+      k: tokenWindow(k, kvHeads * headDim, keys),
+      v: tokenWindow(v, kvHeads * headDim, keys),
+    },
+    outputs: { out: tokenWindow(out, heads * headDim, rows), lse: tokenWindow(lse, heads, rows) },
+  };
+}
+
+interface Outputs {
+  readonly out: Tensor | Piece;
+  readonly lse: Tensor | Piece;
+}
+
 /** Attention of each query over the keys that a mask lets it see. */
 export function attention(
   context: Context,
@@ -214,68 +176,92 @@ export function attention(
   { out, lse }: AttentionResult,
 ): void {
   if (out.size === 0) return;
-  const { q, k, v, headDim } = problem;
+  const { headDim } = problem;
   const tile = forwardTile(context, headDim);
   const splitKeys = splitKeysOf(problem, mask, tile);
+  const most = mostBound(context, problem);
+  const wave = wholeWave(problem);
   inFloat32(context, out, (wide) => {
-    if (splitKeys !== Number.POSITIVE_INFINITY) {
-      splitAttention(context, problem, mask, tile, splitKeys, { out: wide, lse });
-      return;
+    for (const part of boundParts(problem, mask, wave, most)) {
+      const outputs = { out: wide, lse };
+      if (splitKeys !== Number.POSITIVE_INFINITY || part.keys.end - part.keys.first > most.keys) {
+        splitAttention(context, problem, mask, tile, part, Math.min(splitKeys, most.keys), outputs);
+        continue;
+      }
+      const { plan, firstItem, items } = planRange(problem, groupOf(problem), tile, part.queries);
+      const { definition, SUBGROUPS } = chooseVariant(context, ATTENTION);
+      const windows = partWindows(problem, part, outputs);
+      context.commands.launch(definition, {
+        buffers: { ...windows.inputs, plan, ...windows.outputs },
+        params: rangeParams(problem, mask, wave, firstItem),
+        constants: forwardConstants(context, problem, tile, SUBGROUPS),
+        vector: headDim % 4 === 0,
+        groups: items * problem.kvHeads,
+      });
     }
-    const { plan, firstItem, items } = planRange(problem, groupOf(problem), tile, wholeWave(problem));
-    const { definition, SUBGROUPS } = chooseVariant(context, ATTENTION);
-    context.commands.launch(definition, {
-      buffers: { q, k, v, plan, out: wide, lse },
-      params: rangeParams(problem, mask, wholeWave(problem), firstItem),
-      constants: forwardConstants(problem, tile, SUBGROUPS),
-      vector: headDim % 4 === 0,
-      groups: items * problem.kvHeads,
-    });
   });
 }
 
-const forwardConstants = ({ headDim }: AttentionProblem, tile: Tile, SUBGROUPS: boolean) => ({
-  ...tileConstants(tile, headDim),
-  SUBGROUPS,
-});
+/** The constants of the forward kernels. */
+export const forwardConstants = (
+  { subgroupSize }: Context,
+  { headDim }: Pick<AttentionProblem, "headDim">,
+  tile: Tile,
+  SUBGROUPS: boolean,
+) => ({ ...tileConstants(tile, headDim, SUBGROUPS ? subgroupSize : undefined), SUBGROUPS });
 
-/** Few queries over many keys: pieces of the keys side by side, each into a slot, then merged. */
+/** Pieces of the keys side by side, or window by window where they cannot be bound at once: each into a slot, then merged. */
 function splitAttention(
   context: Context,
   problem: AttentionProblem,
   mask: Mask,
   tile: Tile,
-  splitKeys: number,
-  { out, lse }: { out: Argument; lse: Argument },
+  part: BoundPart,
+  piece: number,
+  outputs: Outputs,
 ): void {
   const { commands } = context;
-  const { q, k, v, headDim, tokens, heads } = problem;
-  const wave = wholeWave(problem);
-  const { plan, firstItem, items } = planRange(problem, groupOf(problem), tile, wave, splitKeys);
-  const longest = Math.max(
-    ...Array.from(problem.cuSeqlensK.subarray(1), (end, s) => end - problem.cuSeqlensK[s]),
-  );
-  const count = Math.ceil(longest / splitKeys);
-  const rows = tokens * heads;
-  const slots = commands.workspace(rows * count * slotElements(headDim));
-  commands.clear(slots); // sequences with fewer keys leave slots unused
+  const { headDim, heads } = problem;
+  const { firstToken, tokens } = part.queries;
+  const windows = rangesOf(part.keys, mostBound(context, problem).keys);
+  const longest = Math.max(0, ...windows.map(({ first, end }) => end - first));
+  const slotsOfWindow = Math.ceil(longest / piece);
+  const count = windows.length * slotsOfWindow;
+  const rowElements = heads * count * slotElements(headDim);
   const { definition, SUBGROUPS } = chooseVariant(context, SPLIT);
-  const constants = forwardConstants(problem, tile, SUBGROUPS);
-  commands.launch(definition, {
-    buffers: { q, k, v, plan, slots },
-    params: { ...rangeParams(problem, mask, wave, firstItem), slots: count },
-    constants,
-    vector: headDim % 4 === 0,
-    groups: items * problem.kvHeads,
-  });
-  commands.launch(MERGE, {
-    buffers: { slots, out, lse },
-    params: { rows, slots: count, d: headDim },
-    constants: { DQ: rowQuads(headDim) },
-    vector: headDim % 4 === 0,
-    groups: rows,
-  });
-  slots.free();
+  const constants = forwardConstants(context, problem, tile, SUBGROUPS);
+  const vector = headDim % 4 === 0;
+  for (const { first, end } of rangesOf(
+    { first: firstToken, end: firstToken + tokens },
+    mostRows(context, 4 * rowElements),
+  )) {
+    const queries = { firstToken: first, tokens: end - first };
+    const slots = commands.workspace((end - first) * rowElements);
+    commands.clear(slots); // sequences with fewer keys leave slots unused
+    windows.forEach((keys, i) => {
+      const cut = { ...keys, piece, firstSlot: i * slotsOfWindow };
+      const { plan, firstItem, items } = planRange(problem, groupOf(problem), tile, queries, cut);
+      commands.launch(definition, {
+        buffers: {
+          ...partWindows(problem, { queries, keys }, outputs).inputs,
+          plan,
+          slots: { ...slots, origin: first * rowElements },
+        },
+        params: { ...rangeParams(problem, mask, wholeWave(problem), firstItem), slots: count },
+        constants,
+        vector,
+        groups: items * problem.kvHeads,
+      });
+    });
+    commands.launch(MERGE, {
+      buffers: { slots, ...partWindows(problem, { queries, keys: part.keys }, outputs).outputs },
+      params: { firstRow: first * heads, slots: count, d: headDim },
+      constants: { DQ: rowQuads(headDim) },
+      vector,
+      groups: (end - first) * heads,
+    });
+    slots.free();
+  }
 }
 
 /** Attention over the keys of a mask, merged with what lies in slots already: the rows of a wave. */
@@ -285,152 +271,26 @@ export function attentionMerged(
   mask: Mask,
   wave: Wave,
   slots: Slots,
-  { out, lse }: { out: Argument; lse: Argument },
+  outputs: Outputs,
 ): void {
-  const { q, k, v, headDim } = problem;
+  const { headDim } = problem;
   const group = groupOf(problem);
   const tile = forwardTile(context, headDim);
-  const { plan, firstItem, items } = planRange(problem, group, tile, wave);
   const { definition, SUBGROUPS } = chooseVariant(context, MERGED);
-  context.commands.launch(definition, {
-    buffers: { q, k, v, plan, slots: slots.piece, out, lse },
-    params: {
-      ...rangeParams(problem, mask, wave, firstItem),
-      slots: slots.count,
-      firstToken: wave.firstToken,
-      waveRows: wave.tokens * group,
-    },
-    constants: forwardConstants(problem, tile, SUBGROUPS),
-    vector: headDim % 4 === 0,
-    groups: items * wave.headCount,
-  });
-}
-
-/** What the backward kernels need of each query: (base-2 log-sum-exp, `D = dOut·out`), `[T, H]`. */
-export function backwardRows(context: Context, problem: AttentionBackwardProblem): Piece & { free(): void } {
-  const { dOut, out, lse, tokens, heads, headDim } = problem;
-  const rows = tokens * heads;
-  const stats = context.commands.workspace(Math.max(1, 2 * rows));
-  context.commands.launch(ROWS, {
-    buffers: { dOut, out, lse, stats },
-    params: { rows, d: headDim },
-    vector: headDim % 4 === 0,
-    groups: Math.ceil(rows / 64),
-  });
-  return stats;
-}
-
-/** `dq` over the keys of a mask, plus what lies in slots: the rows of a wave. */
-export function attentionBackwardQ(
-  context: Context,
-  problem: AttentionBackwardProblem,
-  mask: Mask,
-  wave: Wave,
-  slots: Slots,
-  stats: Piece,
-  dq: Argument,
-): void {
-  const { q, k, v, dOut, headDim } = problem;
-  const group = groupOf(problem);
-  const tile = backwardTile(context, headDim);
-  const { plan, firstItem, items } = planRange(problem, group, tile, wave);
-  context.commands.launch(BACKWARD_Q, {
-    buffers: { q, k, v, plan, dOut, stats, slots: slots.piece, dq },
-    params: {
-      ...rangeParams(problem, mask, wave, firstItem),
-      slots: slots.count,
-      firstToken: wave.firstToken,
-      waveRows: wave.tokens * group,
-    },
-    constants: tileConstants(tile, headDim),
-    vector: headDim % 4 === 0,
-    groups: items * wave.headCount,
-  });
-}
-
-/** Where a kernel finds the lists of a routing: see `lists.wgsl`. */
-export interface ListLayout {
-  readonly sequences: number;
-  readonly blocks: number;
-  readonly slots: number;
-  readonly firstToken: number;
-  readonly startsAt: number;
-  readonly countsAt: number;
-  readonly entriesAt: number;
-}
-
-/** `dk` and `dv` over the queries that a mask lets see each key, and those of the key's block's list, if there are lists. */
-export function attentionBackwardKv(
-  context: Context,
-  problem: AttentionBackwardProblem,
-  mask: Mask,
-  { firstHead, headCount }: Pick<Wave, "firstHead" | "headCount">,
-  stats: Piece,
-  lists: { readonly piece: Piece; readonly layout: ListLayout; readonly blockSize: number } | undefined,
-  { dk, dv }: { dk: Argument; dv: Argument },
-): void {
-  const { q, k, v, dOut, headDim, kvHeads, scale } = problem;
-  const tile = backwardTile(context, headDim);
-  const range = lists ? undefined : planKeys(problem, tile);
-  const layout = lists?.layout ?? (range as KeyPlan).layout;
-  const items = lists ? layout.blocks * Math.ceil(lists.blockSize / tile.BQ) : (range as KeyPlan).items;
-  context.commands.launch(BACKWARD_KV, {
-    buffers: { q, k, v, dOut, stats, lists: lists?.piece ?? (range as KeyPlan).plan, dk, dv },
-    params: {
-      ...{ kvHeads, firstHead, headCount, scale, d: headDim, group: groupOf(problem), ...layout },
-      ...{ mask: maskNumber(mask), span: lists?.blockSize ?? maskSpan(mask), listed: lists ? 1 : 0 },
-    },
-    constants: { ...tileConstants(tile, headDim), LIST_TILE: tile.BQ },
-    vector: headDim % 4 === 0,
-    groups: items * headCount,
-  });
-}
-
-interface KeyPlan {
-  readonly plan: Uint32Array;
-  readonly layout: ListLayout;
-  readonly items: number;
-}
-
-/** Tiles of keys, those that causal queries see most often first. */
-function planKeys(problem: AttentionProblem, { BQ }: Tile): KeyPlan {
-  const { cuSeqlensK } = problem;
-  const table = sequenceTable(problem, new Int32Array(cuSeqlensK.length));
-  const items: number[] = [];
-  for (let s = 0; s + 1 < cuSeqlensK.length; s++) {
-    for (let key = 0; key < cuSeqlensK[s + 1] - cuSeqlensK[s]; key += BQ) items.push(s, key);
+  for (const part of boundParts(problem, mask, wave, mostBound(context, problem))) {
+    const { plan, firstItem, items } = planRange(problem, group, tile, part.queries);
+    const windows = partWindows(problem, part, outputs);
+    context.commands.launch(definition, {
+      buffers: { ...windows.inputs, plan, slots: slots.piece, ...windows.outputs },
+      params: {
+        ...rangeParams(problem, mask, wave, firstItem),
+        slots: slots.count,
+        firstToken: wave.firstToken,
+        waveRows: wave.tokens * group,
+      },
+      constants: forwardConstants(context, problem, tile, SUBGROUPS),
+      vector: headDim % 4 === 0,
+      groups: items * wave.headCount,
+    });
   }
-  const layout = {
-    sequences: cuSeqlensK.length - 1,
-    blocks: 0,
-    slots: 0,
-    firstToken: 0,
-    startsAt: table.length,
-    countsAt: 0,
-    entriesAt: 0,
-  };
-  return { plan: Uint32Array.from([...table, ...items]), layout, items: items.length / 2 };
-}
-
-/** The gradients of {@link attention}. */
-export function attentionBackward(
-  context: Context,
-  problem: AttentionBackwardProblem,
-  mask: Mask,
-  { dq, dk, dv }: AttentionGradients,
-): void {
-  const { commands } = context;
-  const stats = backwardRows(context, problem);
-  const wave = wholeWave(problem);
-  const noSlots = commands.workspace(4);
-  inFloat32(context, dq, (wide) =>
-    attentionBackwardQ(context, problem, mask, wave, { piece: noSlots, count: 0 }, stats, wide),
-  );
-  inFloat32(context, dk, (wideK) =>
-    inFloat32(context, dv, (wideV) =>
-      attentionBackwardKv(context, problem, mask, wave, stats, undefined, { dk: wideK, dv: wideV }),
-    ),
-  );
-  noSlots.free();
-  stats.free();
 }

@@ -8,8 +8,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   let item = Item(plan[at].x, plan[at].y, plan[at].z, plan[at + 1u].x, plan[at + 1u].y, plan[at + 1u].z);
   let kvHead = p.firstHead + index % p.headCount;
   let sequence = sequenceAt(item.sequence);
-  let tx = thread % NX;
-  let ty = thread / NX;
+  let tx = columnOf(thread);
+  let ty = rowOf(thread);
   loadQueries(thread, sequence, kvHead, item);
 
   var maximum: array<f32, RQ>;
@@ -46,6 +46,6 @@ fn loadQueries(thread: u32, sequence: Sequence, kvHead: u32, item: Item) {
     if (row < item.endRow) {
       channels = q_row(outputRow(sequence, kvHead, row) * p.d, 4u * (at % DQ)) * (p.scale * LOG2_E);
     }
-    tiles[QUERIES + (at / DQ) * ROW + at % DQ] = channels;
+    tiles[QUERIES + at / DQ][at % DQ] = channels;
   }
 }

@@ -2,8 +2,8 @@
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-  let i = group_index(group) * 64u + thread;
-  if (i >= p.size) { return; }
+  let i = p.first + group_index(group) * 64u + thread;
+  if (i >= p.end) { return; }
   let block = i / p.channels;
   let channel = i % p.channels;
   let sequence = sequenceOf(block, 4u);
@@ -11,5 +11,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   let count = min(p.blockSize, sequence.keys - key);
   var sum = 0.0;
   for (var j = 0u; j < count; j++) { sum += k_at((sequence.key + key + j) * p.channels + channel); }
-  out[i] = sum / f32(count);
+  out[i - p.out_from] = sum / f32(count);
 }

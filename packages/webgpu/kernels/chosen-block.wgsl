@@ -4,7 +4,8 @@ const NONE = 0xffffffffu;
 fn chosenBlock(entry: u32, kvHead: u32) -> u32 {
   let row = entry / p.slots;
   let token = p.firstToken + row / p.group;
-  let block = routing[(token * p.kvHeads * p.group + kvHead * p.group + row % p.group) * p.slots + entry % p.slots];
+  let at = (token * p.kvHeads * p.group + kvHead * p.group + row % p.group) * p.slots + entry % p.slots;
+  let block = routing[at - p.routing_from];
   if (block < 0) { return NONE; }
   let sequence = sequenceOf(token, 0u);
   if ((p.causal != 0u)) {

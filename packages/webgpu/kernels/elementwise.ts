@@ -1,8 +1,7 @@
-import type { AdamWProblem, FloatDType, Tensor } from "@moba-js/tensor";
+import type { FloatDType, Tensor } from "@moba-js/tensor";
 import { type Argument, type Piece, rowRanges, rowsOf } from "../src/commands.js";
 import type { Context } from "../src/context.js";
 import { type Kernel, kernel, read, type ScalarType, write } from "../src/kernel.js";
-import adamwSource from "./adamw.wgsl";
 import addSource from "./add.wgsl";
 import castSource from "./cast.wgsl";
 import mainSource from "./elementwise.wgsl";
@@ -10,7 +9,8 @@ import siluSource from "./silu.wgsl";
 import swigluSource from "./swiglu.wgsl";
 import swigluBackwardSource from "./swiglu-backward.wgsl";
 
-const RANGE = { firstQuad: "u32", endQuad: "u32" } as const satisfies Record<string, ScalarType>;
+/** Parameters of a kernel that runs over elements. */
+export const RANGE = { firstQuad: "u32", endQuad: "u32" } as const satisfies Record<string, ScalarType>;
 
 const ADD = kernel({
   name: "add",
@@ -44,25 +44,6 @@ const SWIGLU_BACKWARD = kernel({
     dUp: write("quads"),
   },
   params: RANGE,
-});
-
-const ADAMW = kernel({
-  name: "adamw",
-  source: adamwSource + mainSource,
-  bindings: { gradient: read("quads"), parameter: write("quads"), m: write("quads"), v: write("quads") },
-  params: {
-    ...RANGE,
-    learningRate: "f32",
-    weightDecay: "f32",
-    beta1: "f32",
-    oneMinusBeta1: "f32",
-    beta2: "f32",
-    oneMinusBeta2: "f32",
-    epsilon: "f32",
-    gradientScale: "f32",
-    inverseCorrection1: "f32",
-    inverseCorrection2: "f32",
-  },
 });
 
 /** Launches an elementwise kernel over `size` elements. */
@@ -112,17 +93,3 @@ export const swigluBackward = (
   { dOut, gate, up }: { dOut: Tensor; gate: Tensor; up: Tensor },
   { dGate, dUp }: { dGate: Tensor<FloatDType>; dUp: Tensor<FloatDType> },
 ): void => piecewise(context, SWIGLU_BACKWARD, gate.size, { dOut, gate, up, dGate, dUp }, {});
-
-/** One step of AdamW, in place. */
-export function adamw(context: Context, problem: AdamWProblem): void {
-  const { parameter, gradient, m, v, step, beta1, beta2 } = problem;
-  const { learningRate, weightDecay, epsilon, gradientScale } = problem;
-  const params = {
-    ...{ learningRate, weightDecay, epsilon, gradientScale, beta1, beta2 },
-    oneMinusBeta1: 1 - beta1,
-    oneMinusBeta2: 1 - beta2,
-    inverseCorrection1: 1 / (1 - beta1 ** step),
-    inverseCorrection2: 1 / (1 - beta2 ** step),
-  };
-  piecewise(context, ADAMW, parameter.size, { parameter, gradient, m, v }, params);
-}

@@ -9,14 +9,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   let index = group_index(group);
   if (index >= p.groups) { return; }
   let slices = (p.channels + 63u) / 64u;
-  let row = index / slices;
+  let row = p.firstRow + index / slices;
   let c = (index % slices) * 64u + thread;
+  let at = row * p.channels + c - p.dTable_from;
   var sum = 0.0;
-  for (var first = 0u; first < p.tokens; first += 64u) {
+  if (p.accumulate != 0u && c < p.channels) { sum = dTable[at]; }
+  for (var first = p.firstToken; first < p.endToken; first += 64u) {
     if (thread == 0u) { atomicStore(&found, 0u); }
     workgroupBarrier();
     var token = 0xffffffffu;
-    if (first + thread < p.tokens) { token = u32(indices[first + thread]); }
+    if (first + thread < p.endToken) { token = u32(indices[first + thread - p.indices_from]); }
     nearby[thread] = token;
     if (token == row) { atomicAdd(&found, 1u); }
     workgroupBarrier();
@@ -28,5 +30,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     workgroupBarrier();
   }
-  if (c < p.channels) { dTable[row * p.channels + c] = sum; }
+  if (c < p.channels) { dTable[at] = sum; }
 }

@@ -1,9 +1,10 @@
 // Online softmax over a stream of key tiles (arXiv 2205.14135), for a tile of queries in workgroup memory, in base 2.
 
 const QUERIES = 0u;
-const KEYS = BQ * ROW;
-const WEIGHTS = KEYS + BK * ROW;
-const TILE_QUADS = WEIGHTS + BQ * WEIGHT_ROW;
+const KEYS = BQ;
+const TILE_ROWS = KEYS + BK;
+const WEIGHTS = 0u;
+const WEIGHT_ROWS = BQ;
 
 // What the softmax of a thread's rows has come to: `maximum`, `sum` over the thread's own keys, unnormalized `out`.
 fn startSoftmax(
@@ -35,7 +36,7 @@ fn attendKeys(
       let c = at % DQ;
       var row = vec4<f32>();
       if (key + i32(j) < last) { row = k_row(begin + u32(key + i32(j)) * step, 4u * c); }
-      tiles[KEYS + place(j) * ROW + c] = row;
+      tiles[KEYS + place(j)][c] = row;
     }
     workgroupBarrier();
     var scores: array<vec4<f32>, RQ>;
@@ -54,7 +55,7 @@ fn attendKeys(
       var row = vec4<f32>();
       if (key + i32(j) < last) { row = v_row(begin + u32(key + i32(j)) * step, 4u * c); }
       if (!all) { noteNonFinite(row); }
-      tiles[KEYS + place(j) * ROW + c] = row;
+      tiles[KEYS + place(j)][c] = row;
     }
     for (var i = 0u; i < RQ; i++) {
       let next = max((*maximum)[i], most[i]);

@@ -6,7 +6,7 @@ fn compute(i: u32) {
     let t = at / p.channels;
     let left = starts[sequenceOf(t) + 1u] - t;
     for (var lag = 0u; lag < min(p.width, left); lag++) {
-      gradients[e] += weights_at(lag * p.channels + at % p.channels) * g[at + lag * p.channels];
+      gradients[e] += weights_at(lag * p.channels + at % p.channels) * g[at + lag * p.channels - p.g_from];
     }
   }
   dk_set(i, gradients);

@@ -2,9 +2,9 @@
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-  let i = group_index(group) * 64u + thread;
   let taps = p.width * p.channels;
-  if (i >= p.parts * taps) { return; }
+  let i = p.firstPart * taps + group_index(group) * 64u + thread;
+  if (i >= p.endPart * taps) { return; }
   let part = i / taps;
   let lag = i % taps / p.channels;
   let c = i % p.channels;
@@ -18,7 +18,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   var sum = 0.0;
   for (var t = first; t < last; t++) {
     while (t >= starts[sequence + 1u]) { sequence += 1u; }
-    if (t - starts[sequence] >= lag) { sum += g[t * p.channels + c] * k_at((t - lag) * p.channels + c); }
+    if (t - starts[sequence] >= lag) { sum += g[t * p.channels + c - p.g_from] * k_at((t - lag) * p.channels + c); }
   }
   parts[i] = sum;
 }

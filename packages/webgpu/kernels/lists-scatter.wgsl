@@ -18,7 +18,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
       var block = NONE;
       if (begin + i < last) {
         block = chosenBlock(begin + i, p.firstHead + head);
-        if (SLOTS && block == NONE) { slots[(head * all + begin + i) * (DQ + 1u) + (DQ + 1u) - 1u] = vec4<f32>(); }
+        let row = head * p.waveRows + (begin + i) / p.slots;
+        let slot = (begin + i) % p.slots;
+        if (block == NONE) { slots[(row * p.places + slot) * (DQ + 1u) + DQ] = vec4<f32>(); }
+        if (slot == 0u && p.places > p.slots) { slots[(row * p.places + p.slots) * (DQ + 1u) + DQ] = vec4<f32>(); }
       }
       blockOf[i] = block;
     }

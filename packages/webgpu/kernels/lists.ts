@@ -2,7 +2,7 @@ import { type AttendProblem, cuBlocks } from "@moba-js/tensor";
 import type { Piece } from "../src/commands.js";
 import type { Context } from "../src/context.js";
 import { kernel, read, write } from "../src/kernel.js";
-import { groupOf, type ListLayout, slotElements } from "./attention.js";
+import { groupOf, slotElements } from "./attention.js";
 import chosenSource from "./chosen-block.wgsl";
 import listsSource from "./lists.wgsl";
 import countSource from "./lists-count.wgsl";
@@ -11,6 +11,7 @@ import scatterSource from "./lists-scatter.wgsl";
 import startSource from "./lists-start.wgsl";
 import tilesSource from "./lists-tiles.wgsl";
 import { sequenceTable, type Wave } from "./range.js";
+import { tokenWindow } from "./windows.js";
 
 /** The parameters of every kernel that reads lists. */
 export const LIST_PARAMS = {
@@ -21,8 +22,11 @@ export const LIST_PARAMS = {
   sequences: "u32",
   blocks: "u32",
   blockSize: "u32",
+  firstBlock: "u32",
+  endBlock: "u32",
   group: "u32",
   slots: "u32",
+  places: "u32",
   listCount: "u32",
   startsAt: "u32",
   countsAt: "u32",
@@ -30,7 +34,10 @@ export const LIST_PARAMS = {
   entriesAt: "u32",
 } as const;
 
-const BUILD_PARAMS = { ...LIST_PARAMS, causal: "u32", chunks: "u32", chunkEntries: "u32" } as const;
+const BUILD_PARAMS = {
+  ...LIST_PARAMS,
+  ...({ causal: "u32", chunks: "u32", chunkEntries: "u32", leastTiles: "u32" } as const),
+} as const;
 
 const COUNT = kernel({
   name: "lists-count",
@@ -74,25 +81,48 @@ const MOST_CHUNKS = 2048;
 /** Elements of the table of counts, at most. */
 const MOST_COUNTS = 1 << 24;
 
+/** Where kernels find what is in the lists: see `lists.wgsl`. */
+export interface ListLayout {
+  readonly sequences: number;
+  readonly blocks: number;
+  readonly slots: number;
+  readonly listCount: number;
+  readonly startsAt: number;
+  readonly countsAt: number;
+  readonly tilesAt: number;
+  readonly entriesAt: number;
+}
+
+/** Key heads whose lists can be bound at once, so far as the number of blocks decides it. */
+export const listHeads = ({ commands }: Context, blocks: number, listTile: number): number =>
+  Math.floor(commands.bindingLimit / 2 / (4 * blocks * (listTile + 3)));
+
 /** A routing turned round. */
 export interface Lists {
   readonly piece: Piece & { free(): void };
-  readonly layout: ListLayout & { readonly listCount: number; readonly tilesAt: number };
+  readonly layout: ListLayout;
   /** Tiles of all lists together, at most. */
   readonly mostTiles: number;
+}
+
+/** Options of {@link buildLists}. */
+interface ListOptions {
+  /** The slots of the wave, `places` for each row: those that no list fills are marked as unused. */
+  readonly slots: { readonly piece: Piece; readonly places: number };
+  /** Tiles that a list takes at least. */
+  readonly leastTiles: 0 | 1;
 }
 
 /**
  * Turns the routing of a wave round: count, scan, stable scatter. No part of it depends on an order of threads.
  * @param listTile entries of a tile: a list takes whole tiles
- * @param slots slots of the wave: those that no list fills are marked as unused
  */
 export function buildLists(
   { commands }: Context,
   problem: AttendProblem,
   wave: Wave,
   listTile: number,
-  slots?: Piece,
+  { slots, leastTiles }: ListOptions,
 ): Lists {
   const { routing, kvHeads, headDim } = problem;
   const { blockSize, causal, cuSeqlensK } = routing;
@@ -109,9 +139,10 @@ export function buildLists(
   const tilesAt = countsAt + listCount;
   const entriesAt = tilesAt + mostTiles;
 
+  const mostCounts = Math.min(MOST_COUNTS, commands.bindingLimit / 8);
   const wanted = Math.max(
     1,
-    Math.floor(Math.min(MOST_CHUNKS / headCount, MOST_COUNTS / Math.max(1, listCount))),
+    Math.floor(Math.min(MOST_CHUNKS / headCount, mostCounts / Math.max(1, listCount))),
   );
   const chunkEntries = Math.ceil(entries / wanted / RANKED) * RANKED || RANKED;
   const chunks = Math.ceil(entries / chunkEntries);
@@ -122,20 +153,18 @@ export function buildLists(
   const counts = commands.workspace(Math.max(1, headCount * chunks * blocks), "u32");
   commands.clear(counts);
   const layout = {
-    ...{ sequences: cuSeqlensK.length - 1, blocks, slots: slotCount, firstToken, listCount },
+    ...{ sequences: cuSeqlensK.length - 1, blocks, slots: slotCount, listCount },
     ...{ startsAt, countsAt, tilesAt, entriesAt },
   };
   const params = {
-    ...{ ...layout, kvHeads, firstHead, waveRows: tokens * groupOf(problem), blockSize },
-    ...{ group: groupOf(problem), causal: causal ? 1 : 0, chunks, chunkEntries },
+    ...{ ...layout, kvHeads, firstHead, firstToken, waveRows: tokens * groupOf(problem), blockSize },
+    ...{ group: groupOf(problem), places: slots.places, firstBlock: 0, endBlock: blocks },
+    ...{ causal: causal ? 1 : 0, chunks, chunkEntries, leastTiles },
   };
-  const constants = {
-    LIST_TILE: listTile,
-    DQ: slotElements(headDim) / 4 - 1,
-    SLOTS: slots !== undefined,
-  };
+  const constants = { LIST_TILE: listTile, DQ: slotElements(headDim) / 4 - 1 };
   const common = { params, constants };
-  const { indices } = routing;
+  const rows = { first: firstToken, end: firstToken + tokens };
+  const indices = tokenWindow(routing.indices, problem.heads * slotCount, rows);
   const perList = Math.ceil(listCount / 64);
   commands.launch(COUNT, {
     ...common,
@@ -145,13 +174,11 @@ export function buildLists(
   commands.launch(SCAN, { ...common, buffers: { counts, lists: piece }, groups: perList });
   commands.launch(START, { ...common, buffers: { lists: piece }, groups: 1 });
   commands.launch(TILES, { ...common, buffers: { lists: piece }, groups: perList });
-  const unused = slots ?? commands.workspace(4);
   commands.launch(SCATTER, {
     ...common,
-    buffers: { routing: indices, counts, lists: piece, slots: unused },
+    buffers: { routing: indices, counts, lists: piece, slots: slots.piece },
     groups: headCount * chunks,
   });
-  if (!slots) (unused as Piece & { free(): void }).free();
   counts.free();
   return { piece, layout, mostTiles };
 }

@@ -8,13 +8,13 @@ var<workgroup> tileA: array<vec4<f32>, DEPTH * PITCH>;
 var<workgroup> tileB: array<vec4<f32>, DEPTH * PITCH>;
 
 fn a_element(row: u32, k: u32) -> f32 {
-  if (row >= p.rows || k >= p.inner) { return 0.0; }
-  if (TRANSPOSE_A) { return a_at(k * p.allRows + p.firstRow + row); }
+  if (row >= p.endRow || k >= p.endInner) { return 0.0; }
+  if (TRANSPOSE_A) { return a_at(k * p.rows + row); }
   return a_at(row * p.inner + k);
 }
 
 fn b_element(k: u32, column: u32) -> f32 {
-  if (column >= p.columns || k >= p.inner) { return 0.0; }
+  if (column >= p.endColumn || k >= p.endInner) { return 0.0; }
   if (TRANSPOSE_B) { return b_at(column * p.inner + k); }
   return b_at(k * p.columns + column);
 }
@@ -33,9 +33,9 @@ fn b_four(k: u32, column: u32) -> vec4<f32> {
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
   let index = group_index(group);
   if (index >= p.groups) { return; }
-  let across = (p.columns + SIDE - 1u) / SIDE;
-  let row = index / across * SIDE;
-  let column = index % across * SIDE;
+  let across = (p.endColumn - p.firstColumn + SIDE - 1u) / SIDE;
+  let row = p.firstRow + index / across * SIDE;
+  let column = p.firstColumn + index % across * SIDE;
   let tx = thread % 16u;
   let ty = thread / 16u;
   // Neighbouring threads read neighbouring elements: along k where that is the inner extent of the factor's rows.
@@ -44,7 +44,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   let kb = select(thread / 16u, thread % 16u, TRANSPOSE_B);
   let fourB = select(thread % 16u, thread / 16u, TRANSPOSE_B);
   var sums: array<vec4<f32>, 4>;
-  for (var k = 0u; k < p.inner; k += DEPTH) {
+  for (var k = p.firstInner; k < p.endInner; k += DEPTH) {
     workgroupBarrier();
     tileA[ka * PITCH + fourA] = a_four(row + 4u * fourA, k + ka);
     tileB[kb * PITCH + fourB] = b_four(k + kb, column + 4u * fourB);
@@ -62,7 +62,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let r = row + 4u * ty + i;
     for (var j = 0u; j < 4u; j++) {
       let c = column + 4u * tx + j;
-      if (r < p.rows && c < p.columns) { out[r * p.columns + c] = sums[i][j]; }
+      if (r >= p.endRow || c >= p.endColumn) { continue; }
+      let at = r * p.columns + c - p.out_from;
+      if (p.firstInner > 0u) { out[at] += sums[i][j]; } else { out[at] = sums[i][j]; }
     }
   }
 }

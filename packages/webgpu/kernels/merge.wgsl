@@ -6,9 +6,10 @@ const LN_2 = 0.6931471805599453;
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-  let row = group_index(group);
-  if (row >= p.rows) { return; }
-  let first = row * p.slots * (DQ + 1u);
+  let index = group_index(group);
+  if (index >= p.groups) { return; }
+  let row = p.firstRow + index;
+  let first = index * p.slots * (DQ + 1u);
   for (var c = thread; c < DQ; c += 64u) {
     var maximum = LOWEST;
     var sum = 0.0;
@@ -25,6 +26,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     let seen = bitcast<u32>(sum) != 0u;
     out_put(row * p.d, 4u * c, select(vec4<f32>(), out / sum, seen));
-    if (c == 0u) { lse[row] = select(MINUS_INFINITY, bitcast<u32>((maximum + log2Of(sum)) * LN_2), seen); }
+    if (c == 0u) { lse[row - p.lse_from] = select(MINUS_INFINITY, bitcast<u32>((maximum + log2Of(sum)) * LN_2), seen); }
   }
 }

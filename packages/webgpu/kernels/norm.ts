@@ -1,5 +1,5 @@
 import type { FloatDType, RmsNormProblem, Tensor } from "@moba-js/tensor";
-import { rowRanges, rowsOf } from "../src/commands.js";
+import { type Piece, rowRanges, rowsOf } from "../src/commands.js";
 import { type Context, inFloat32 } from "../src/context.js";
 import { kernel, read, write } from "../src/kernel.js";
 import { sumParts } from "./reductions.js";
@@ -7,6 +7,7 @@ import normSource from "./rms-norm.wgsl";
 import backwardSource from "./rms-norm-backward.wgsl";
 import weightSource from "./rms-norm-weight.wgsl";
 import rowsSource from "./rows.wgsl";
+import { mostRows, rangesOf, tokenWindow } from "./windows.js";
 
 const NORM = kernel({
   name: "rms-norm",
@@ -32,7 +33,7 @@ const WEIGHT = kernel({
   name: "rms-norm-weight",
   source: weightSource,
   bindings: { dOut: read("elements"), x: read("elements"), inverses: read("f32"), parts: write("f32") },
-  params: { d: "u32", rows: "u32", parts: "u32", partRows: "u32" },
+  params: { d: "u32", rows: "u32", firstPart: "u32", endPart: "u32", partRows: "u32" },
 });
 
 /** Rows that one thread adds up. */
@@ -69,21 +70,37 @@ export function rmsNormBackward(
   const [rows, channels] = x.shape;
   if (channels === 0) return;
   const inverses = commands.workspace(rows);
-  inFloat32(context, dx, (wide) =>
-    commands.launch(BACKWARD, {
-      buffers: { dOut, x, weight, dx: wide, inverses },
-      params: { d: channels, epsilon },
-      vector: channels % 4 === 0,
-      groups: rows,
-    }),
-  );
-  const parts = Math.max(1, Math.ceil(rows / PART_ROWS));
-  const partial = commands.workspace(parts * channels);
-  commands.launch(WEIGHT, {
-    buffers: { dOut, x, inverses, parts: partial },
-    params: { d: channels, rows, parts, partRows: PART_ROWS },
-    groups: Math.ceil((parts * channels) / 64),
+  inFloat32(context, dx, (wide) => {
+    for (const { first, count } of rowRanges(rows, 4 * channels, commands.bindingLimit)) {
+      const piece = (tensor: Tensor | Piece) => rowsOf(tensor, channels, first, count);
+      commands.launch(BACKWARD, {
+        buffers: {
+          ...{ dOut: piece(dOut), x: piece(x), weight, dx: piece(wide) },
+          inverses: rowsOf(inverses, 1, first, count),
+        },
+        params: { d: channels, epsilon },
+        vector: channels % 4 === 0,
+        groups: count,
+      });
+    }
   });
+  const most = mostRows(context, 4 * channels);
+  const partRows = Math.max(PART_ROWS, Math.ceil(rows / most));
+  const parts = Math.max(1, Math.ceil(rows / partRows));
+  const partial = commands.workspace(parts * channels);
+  for (const { first, end } of rangesOf({ first: 0, end: parts }, Math.max(1, Math.floor(most / partRows)))) {
+    const range = { first: first * partRows, end: Math.min(rows, end * partRows) };
+    commands.launch(WEIGHT, {
+      buffers: {
+        dOut: tokenWindow(dOut, channels, range),
+        x: tokenWindow(x, channels, range),
+        inverses: tokenWindow(inverses, 1, range),
+        parts: partial,
+      },
+      params: { d: channels, rows, firstPart: first, endPart: end, partRows },
+      groups: Math.ceil(((end - first) * channels) / 64),
+    });
+  }
   inFloat32(context, dWeight, (wide) => sumParts(context, partial, wide, channels, parts));
   partial.free();
   inverses.free();

@@ -16,6 +16,44 @@ export const maskNumber = ({ kind }: Mask): number =>
 /** The mask's span in WGSL; 1 where there is none. */
 export const maskSpan = (mask: Mask): number => ("span" in mask ? mask.span : 1);
 
+/** The first key that a query at a position sees. */
+export function firstKeyOf(mask: Mask, position: number): number {
+  if (mask.kind === "window") return Math.max(0, position + 1 - mask.span);
+  if (mask.kind === "ownBlock") return Math.floor(Math.max(0, position) / mask.span) * mask.span;
+  return 0;
+}
+
+/** The key after the last one that it sees, of so many. */
+export function lastKeyOf(mask: Mask, keys: number, position: number): number {
+  if (mask.kind === "all") return keys;
+  return mask.kind === "nothing" ? 0 : Math.max(0, position + 1);
+}
+
+/**
+ * The rows (query, query head of the group) of a sequence that see any of keys `firstKey … endKey − 1`.
+ * @param sequence its queries and keys, and `G`
+ */
+export function rowsThatSee(
+  mask: Mask,
+  { queries, keys, group }: { readonly queries: number; readonly keys: number; readonly group: number },
+  firstKey: number,
+  endKey: number,
+): { first: number; end: number } {
+  const offset = keys - queries; // the position of the first query
+  const first = mask.kind === "all" ? 0 : Math.max(0, firstKey - offset);
+  const end = mask.kind === "window" ? Math.min(queries, endKey - 1 + mask.span - offset) : queries;
+  return { first: group * first, end: group * Math.max(0, end) };
+}
+
+/** What a causal query sees of its own block, in place; otherwise every block is in the lists. */
+export const ownMask = ({
+  causal,
+  blockSize,
+}: {
+  readonly causal: boolean;
+  readonly blockSize: number;
+}): Mask => (causal ? { kind: "ownBlock", span: blockSize } : { kind: "nothing" });
+
 /** A part of an attention problem: some key heads with their query heads, and some query tokens. */
 export interface Wave {
   readonly firstHead: number;
@@ -32,7 +70,8 @@ export const wholeWave = ({ kvHeads, tokens }: Pick<PackedProblem, "kvHeads" | "
   tokens,
 });
 
-type Packing = Pick<PackedProblem, "cuSeqlens" | "cuSeqlensK">;
+/** How sequences are packed. */
+export type Packing = Pick<PackedProblem, "cuSeqlens" | "cuSeqlensK">;
 
 /** The sequences of a plan: (first query token, queries, first key token, keys, first block, blocks, 0, 0) each. */
 export function sequenceTable({ cuSeqlens, cuSeqlensK }: Packing, cuCentroids: Int32Array): number[] {
@@ -52,17 +91,25 @@ export interface RangePlan {
   readonly items: number;
 }
 
+/** Keys `first … end − 1` of the batch in pieces. */
+export interface KeyCut {
+  readonly first: number;
+  readonly end: number;
+  readonly piece: number;
+  readonly firstSlot: number;
+}
+
 /**
  * Cuts the queries of a wave into tiles, those that see most keys first.
  * @param group `G`: a tile's rows are (query, query head of the group) pairs
- * @param splitKeys cut each tile's keys into pieces of so many
+ * @param cut only these keys, in pieces of so many; the first piece of each sequence goes into slot `firstSlot`
  */
 export function planRange(
   problem: Packing & { readonly blockSize?: number; readonly cuCentroids?: Int32Array },
   group: number,
   { BQ }: Tile,
   wave: Pick<Wave, "firstToken" | "tokens">,
-  splitKeys = Number.POSITIVE_INFINITY,
+  cut?: KeyCut,
 ): RangePlan {
   const { cuSeqlens, cuSeqlensK, blockSize = 1 } = problem;
   const table = sequenceTable(problem, problem.cuCentroids ?? cuBlocks(cuSeqlensK, blockSize));
@@ -75,11 +122,15 @@ export function planRange(
     for (let tile = tiles - 1; tile >= 0; tile--) {
       const firstRow = begin * group + tile * BQ;
       const endRow = Math.min(firstRow + BQ, end * group);
-      const pieces = Math.max(1, Math.ceil(keys / splitKeys));
-      for (let piece = 0; piece < pieces; piece++) {
-        const firstKey = pieces === 1 ? 0 : piece * splitKeys;
-        const endKey = pieces === 1 ? keys : Math.min(keys, firstKey + splitKeys);
-        items.push(s, firstRow, endRow, 0, firstKey, endKey, piece, 0);
+      if (!cut) {
+        items.push(s, firstRow, endRow, 0, 0, keys, 0, 0);
+        continue;
+      }
+      const lastKey = Math.min(keys, cut.end - cuSeqlensK[s]);
+      let slot = cut.firstSlot;
+      for (let key = Math.max(0, cut.first - cuSeqlensK[s]); key < lastKey; key += cut.piece) {
+        items.push(s, firstRow, endRow, 0, key, Math.min(lastKey, key + cut.piece), slot, 0);
+        slot += 1;
       }
     }
   }

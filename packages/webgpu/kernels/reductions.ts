@@ -4,12 +4,13 @@ import type { Context } from "../src/context.js";
 import { kernel, read, write } from "../src/kernel.js";
 import sumSource from "./sum.wgsl";
 import sumPartsSource from "./sum-parts.wgsl";
+import { mostRows, rangesOf, tokenWindow } from "./windows.js";
 
 const SUM = kernel({
   name: "sum",
   source: sumSource,
   bindings: { x: read("quads"), out: write("f32") },
-  params: { quads: "u32", size: "u32", place: "u32" },
+  params: { firstQuad: "u32", endQuad: "u32", size: "u32", place: "u32" },
 });
 
 const SUM_PARTS = kernel({
@@ -21,27 +22,31 @@ const SUM_PARTS = kernel({
 
 /** Partial sums of a large tensor, at most. */
 const MOST_PARTS = 256;
-const ELEMENTS_PER_PART = 4096;
+const QUADS_PER_PART = 1024;
 
-/** `out = Σ x`, or `Σ x²`: in two steps, the second over the partial sums of the first. */
-export function sum({ commands }: Context, x: Tensor, out: Tensor, squares: boolean): void {
-  const parts = Math.max(1, Math.min(MOST_PARTS, Math.ceil(x.size / ELEMENTS_PER_PART)));
-  const step = (
-    input: Tensor | Piece,
-    size: number,
-    output: Tensor | Piece,
-    groups: number,
-    SQUARES: boolean,
-  ) =>
+/** `out[place] = Σ x`, or `Σ x²`: in two steps, the second over the partial sums of the first. */
+export function sum(context: Context, x: Tensor, out: Tensor | Piece, squares: boolean, place = 0): void {
+  const { commands } = context;
+  const quads = { first: 0, end: Math.ceil(x.size / 4) };
+  const windows = quads.end === 0 ? [quads] : rangesOf(quads, mostRows(context, 16));
+  const longest = windows[0].end;
+  const parts = Math.max(1, Math.min(MOST_PARTS, Math.ceil(longest / QUADS_PER_PART)));
+  const partial = commands.workspace(windows.length * parts);
+  windows.forEach(({ first, end }, i) => {
     commands.launch(SUM, {
-      buffers: { x: input, out: output },
-      params: { quads: Math.ceil(size / 4), size, place: 0 },
-      constants: { SQUARES },
-      groups,
+      buffers: { x: tokenWindow(x, 4, { first, end }), out: partial },
+      params: { firstQuad: first, endQuad: end, size: x.size, place: i * parts },
+      constants: { SQUARES: squares },
+      groups: parts,
     });
-  const partial = commands.workspace(parts);
-  step(x, x.size, partial, parts, squares);
-  step(partial, parts, out, 1, false);
+  });
+  const size = windows.length * parts;
+  commands.launch(SUM, {
+    buffers: { x: partial, out },
+    params: { firstQuad: 0, endQuad: Math.ceil(size / 4), size, place },
+    constants: { SQUARES: false },
+    groups: 1,
+  });
   partial.free();
 }
 

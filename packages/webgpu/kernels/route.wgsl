@@ -2,9 +2,10 @@
 // after the lower ones, so only a higher score takes a place: of equal scores the lower block wins.
 
 const QUERIES = 0u;
-const CENTROIDS = BQ * ROW;
-const WEIGHTS = CENTROIDS + BK * ROW;
-const TILE_QUADS = WEIGHTS + BQ * WEIGHT_ROW;
+const CENTROIDS = BQ;
+const TILE_ROWS = CENTROIDS + BK;
+const WEIGHTS = 0u;
+const WEIGHT_ROWS = BQ;
 
 @compute @workgroup_size(NX * TY)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -16,30 +17,34 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   let sequence = sequenceAt(item.sequence);
   let firstCentroid = plan[2u * item.sequence + 1u].x;
   let blocks = i32(plan[2u * item.sequence + 1u].y);
-  let tx = thread % NX;
-  let ty = thread / NX;
+  let tx = columnOf(thread);
+  let ty = rowOf(thread);
   for (var at = thread; at < BQ * DQ; at += THREADS) {
     let row = item.firstRow + at / DQ;
     var channels = vec4<f32>();
     if (row < item.endRow) { channels = q_row(outputRow(sequence, kvHead, row) * p.d, 4u * (at % DQ)); }
-    tiles[QUERIES + (at / DQ) * ROW + at % DQ] = channels;
+    tiles[QUERIES + at / DQ][at % DQ] = channels;
   }
-  for (var r = thread; r < BQ; r += THREADS) {
-    for (var n = 0u; n < KEPT; n++) { keep(index, r, n, LOWEST, -1); }
+  if (p.begins != 0u) {
+    for (var r = thread; r < BQ; r += THREADS) {
+      for (var n = 0u; n < KEPT; n++) { keep(index, r, n, LOWEST, -1); }
+    }
   }
 
   // Causal queries choose among the blocks before their own.
   let lastPosition = positionOf(sequence, min(item.firstRow + BQ, item.endRow) - 1u);
   let most = select(blocks, max(0, lastPosition) / i32(p.span), (p.causal != 0u));
-  for (var first = 0; first < most; first += i32(BK)) {
+  let begin = max(0, i32(p.firstCentroid) - i32(firstCentroid));
+  let end = min(most, i32(p.endCentroid) - i32(firstCentroid));
+  for (var first = begin; first < end; first += i32(BK)) {
     workgroupBarrier();
     for (var at = thread; at < BK * DQ; at += THREADS) {
       let j = at / DQ;
       var channels = vec4<f32>();
-      if (first + i32(j) < most) {
+      if (first + i32(j) < end) {
         channels = centroids_row(((firstCentroid + u32(first) + j) * p.kvHeads + kvHead) * p.d, 4u * (at % DQ));
       }
-      tiles[CENTROIDS + place(j) * ROW + at % DQ] = channels;
+      tiles[CENTROIDS + place(j)][at % DQ] = channels;
     }
     workgroupBarrier();
     var scores: array<vec4<f32>, RQ>;
@@ -50,12 +55,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
       let row = item.firstRow + r;
       if (row >= item.endRow) { continue; }
       let own = max(0, positionOf(sequence, row)) / i32(p.span);
-      let last = select(blocks, own, (p.causal != 0u));
-      let count = min(p.choices, u32(last));
+      let count = min(p.choices, u32(select(blocks, own, (p.causal != 0u))));
+      let last = min(end, select(blocks, own, (p.causal != 0u)));
       if (count == 0u) { continue; }
       var least = keptScore(index, r, count - 1u);
       for (var j = 0; j < i32(BK) && first + j < last; j += 4) {
-        let four = rankable(tiles[WEIGHTS + r * WEIGHT_ROW + u32(j) / 4u]);
+        let four = rankable(weightTiles[WEIGHTS + r][u32(j) / 4u]);
         // After the first tiles hardly any score is among the best.
         if (first + j >= i32(count) && all(four <= vec4<f32>(least))) { continue; }
         for (var e = 0; e < 4 && first + j + e < last; e++) {
@@ -72,6 +77,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
       }
     }
   }
+  if (p.finishes == 0u) { return; }
   workgroupBarrier();
 
   for (var r = thread; r < BQ; r += THREADS) {
@@ -86,7 +92,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
       var block = -1;
       if (n < used) { block = keptBlock(index, r, n); }
       if ((p.causal != 0u) && n == used && position >= 0) { block = own; }
-      indices[at + n] = block;
+      indices[at + n - p.indices_from] = block;
     }
   }
 }

@@ -6,7 +6,7 @@ var<workgroup> sums: array<f32, 256>;
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
   let index = group_index(group);
   var sum = 0.0;
-  for (var i = index * 256u + thread; i < p.quads; i += p.groups * 256u) {
+  for (var i = p.firstQuad + index * 256u + thread; i < p.endQuad; i += p.groups * 256u) {
     var x = x_quad(i);
     let left = p.size - 4u * i;
     if (left < 4u) { x = select(vec4<f32>(), x, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(left)); }

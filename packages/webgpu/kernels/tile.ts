@@ -18,7 +18,7 @@ export interface TileNeeds {
   readonly passing: number;
   /** Tiles of `BQ × BK` weights. */
   readonly weights: number;
-  /** Other bytes for each of the `BQ` rows. */
+  /** Other bytes for each row of the larger tile. */
   readonly bytesPerRow?: number;
   /** Threads that share a row, at most: those of a subgroup. Default: any number. */
   readonly rowThreads?: number;
@@ -61,7 +61,7 @@ function storageOf({ BQ, BK }: Tile, quads: number, needs: TileNeeds): number {
   const weightRowBytes = 16 * (BK / 4 + 1);
   const partials = BQ * BK;
   const rows = needs.owned * BQ * rowBytes + needs.passing * BK * rowBytes;
-  return rows + needs.weights * BQ * weightRowBytes + partials + (needs.bytesPerRow ?? 0) * BQ;
+  return rows + needs.weights * BQ * weightRowBytes + partials + (needs.bytesPerRow ?? 0) * Math.max(BQ, BK);
 }
 
 /**
@@ -85,8 +85,16 @@ export function chooseTile(limits: WorkgroupLimits, headDim: number, needs: Tile
   return tile;
 }
 
-/** The constants of `tile.wgsl`. */
-export function tileConstants({ BQ, BK, RQ }: Tile, headDim: number): Record<string, number> {
-  const [DQ, NX] = [rowQuads(headDim), BK / 4];
-  return { DQ, BQ, BK, RQ, NX, TY: BQ / RQ, CQ: Math.ceil(DQ / NX) };
+/**
+ * The constants of `tile.wgsl`.
+ * @param rowThreads threads of a subgroup, where those of a row have to lie in one
+ */
+export function tileConstants(
+  { BQ, BK, RQ }: Tile,
+  headDim: number,
+  rowThreads = Number.POSITIVE_INFINITY,
+): Record<string, number | boolean> {
+  const [DQ, NX, TY] = [rowQuads(headDim), BK / 4, BQ / RQ];
+  const INTERLEAVED = NX === 8 && TY % 4 === 0 && rowThreads >= 32;
+  return { DQ, BQ, BK, RQ, NX, TY, CQ: Math.ceil(DQ / NX), INTERLEAVED };
 }

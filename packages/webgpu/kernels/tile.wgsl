@@ -15,7 +15,21 @@ const MINUS_INFINITY = 0xff800000u;
 const LOG2_E = 1.4426950408889634;
 const LN_2 = 0.6931471805599453;
 
-var<workgroup> tiles: array<vec4<f32>, TILE_QUADS>;
+// Rows of their own, so that what keeps an index inside them is worked out once a row, not for every load.
+var<workgroup> tiles: array<array<vec4<f32>, ROW>, TILE_ROWS>;
+var<workgroup> weightTiles: array<array<vec4<f32>, WEIGHT_ROW>, WEIGHT_ROWS>;
+
+// A thread's column tx and row ty of the grid. INTERLEAVED, their bits take turns from the lowest on: the lanes that NVIDIA's shared
+// memory serves together then lie in a square of the grid and read few different rows of either tile.
+fn columnOf(thread: u32) -> u32 {
+  if (!INTERLEAVED) { return thread % NX; }
+  return (thread & 1u) | ((thread >> 1u) & 2u) | ((thread >> 2u) & 4u);
+}
+
+fn rowOf(thread: u32) -> u32 {
+  if (!INTERLEAVED) { return thread / NX; }
+  return ((thread >> 1u) & 1u) | ((thread >> 2u) & 2u) | ((thread >> 5u) << 2u);
+}
 
 fn place(j: u32) -> u32 { return (j & 3u) * NX + (j >> 2u); }
 
@@ -23,12 +37,12 @@ fn place(j: u32) -> u32 { return (j & 3u) * NX + (j >> 2u); }
 fn scoreRows(a: u32, b: u32, tx: u32, ty: u32, scores: ptr<function, array<vec4<f32>, RQ>>) {
   for (var i = 0u; i < RQ; i++) { (*scores)[i] = vec4<f32>(); }
   for (var c = 0u; c < DQ; c++) {
-    let y0 = tiles[b + tx * ROW + c];
-    let y1 = tiles[b + (NX + tx) * ROW + c];
-    let y2 = tiles[b + (2u * NX + tx) * ROW + c];
-    let y3 = tiles[b + (3u * NX + tx) * ROW + c];
+    let y0 = tiles[b + tx][c];
+    let y1 = tiles[b + NX + tx][c];
+    let y2 = tiles[b + 2u * NX + tx][c];
+    let y3 = tiles[b + 3u * NX + tx][c];
     for (var i = 0u; i < RQ; i++) {
-      let x = tiles[a + (ty + TY * i) * ROW + c];
+      let x = tiles[a + ty + TY * i][c];
       var s = (*scores)[i];
       s = fma(vec4<f32>(x.x), vec4<f32>(y0.x, y1.x, y2.x, y3.x), s);
       s = fma(vec4<f32>(x.y), vec4<f32>(y0.y, y1.y, y2.y, y3.y), s);
@@ -41,20 +55,20 @@ fn scoreRows(a: u32, b: u32, tx: u32, ty: u32, scores: ptr<function, array<vec4<
 
 // Weights of a thread's rows and its four of the other tile's rows, for accumulate.
 fn storeWeights(at: u32, tx: u32, ty: u32, weights: ptr<function, array<vec4<f32>, RQ>>) {
-  for (var i = 0u; i < RQ; i++) { tiles[at + (ty + TY * i) * WEIGHT_ROW + tx] = (*weights)[i]; }
+  for (var i = 0u; i < RQ; i++) { weightTiles[at + ty + TY * i][tx] = (*weights)[i]; }
 }
 
 // sums[i·CQ + n] += Σ_j weights[ty + TY·i][j] · row j of the tile at `b`, channels of group tx + NX·n.
 fn accumulate(weights: u32, b: u32, tx: u32, ty: u32, sums: ptr<function, array<vec4<f32>, RQ * CQ>>) {
   for (var j = 0u; j < NX; j++) {
     var w: array<vec4<f32>, RQ>;
-    for (var i = 0u; i < RQ; i++) { w[i] = tiles[weights + (ty + TY * i) * WEIGHT_ROW + j]; }
+    for (var i = 0u; i < RQ; i++) { w[i] = weightTiles[weights + ty + TY * i][j]; }
     for (var n = 0u; n < CQ; n++) {
       let c = min(tx + NX * n, DQ - 1u);
-      let y0 = tiles[b + j * ROW + c];
-      let y1 = tiles[b + (NX + j) * ROW + c];
-      let y2 = tiles[b + (2u * NX + j) * ROW + c];
-      let y3 = tiles[b + (3u * NX + j) * ROW + c];
+      let y0 = tiles[b + j][c];
+      let y1 = tiles[b + NX + j][c];
+      let y2 = tiles[b + 2u * NX + j][c];
+      let y3 = tiles[b + 3u * NX + j][c];
       for (var i = 0u; i < RQ; i++) {
         var s = (*sums)[i * CQ + n];
         s = fma(vec4<f32>(w[i].x), y0, s);
@@ -88,9 +102,9 @@ fn accumulateVisible(
   }
   for (var j = 0u; j < BK; j++) {
     for (var n = 0u; n < CQ; n++) {
-      let y = tiles[b + place(j) * ROW + min(tx + NX * n, DQ - 1u)];
+      let y = tiles[b + place(j)][min(tx + NX * n, DQ - 1u)];
       for (var i = 0u; i < RQ; i++) {
-        let w = tiles[weights + (ty + TY * i) * WEIGHT_ROW + (j >> 2u)][j & 3u];
+        let w = weightTiles[weights + ty + TY * i][j >> 2u][j & 3u];
         if (first + i32(j) >= (*low)[i] && first + i32(j) < (*high)[i]) {
           (*sums)[i * CQ + n] = fma(vec4<f32>(w), y, (*sums)[i * CQ + n]);
         }

@@ -6,7 +6,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   if (i >= p.size) { return; }
   let block = blocks[i / p.channels];
   let channel = i % p.channels;
-  let at = block.w * p.channels + channel;
+  let at = block.w * p.channels + channel - p.centroids_from;
   var mean = 0.0; // the first key of a block takes no notice of what was there before it, NaN included
   if (block.y > 0u) { mean = centroids[at]; }
   for (var j = 0u; j < block.z; j++) {

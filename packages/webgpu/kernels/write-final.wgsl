@@ -10,6 +10,6 @@ fn writeFinal(
   }
   if (tx == 0u) {
     let total = (maximum + log2Of(sum)) * LN_2;
-    lse[row] = select(MINUS_INFINITY, bitcast<u32>(total), seen);
+    lse[row - p.lse_from] = select(MINUS_INFINITY, bitcast<u32>(total), seen);
   }
 }

@@ -31,14 +31,16 @@ import {
   type TypedArray,
   type UpdateCentroidsProblem,
 } from "@moba-js/tensor";
-import { attention, attentionBackward } from "../kernels/attention.js";
+import { adamw } from "../kernels/adamw.js";
+import { attention } from "../kernels/attention.js";
+import { attendBackward, attentionBackward } from "../kernels/backward.js";
 import { copyRows, updateCentroids } from "../kernels/cache.js";
 import { crossEntropy, crossEntropyBackward } from "../kernels/cross-entropy.js";
-import { adamw, add, cast, swiglu, swigluBackward } from "../kernels/elementwise.js";
+import { add, cast, swiglu, swigluBackward } from "../kernels/elementwise.js";
 import { embedding, embeddingBackward } from "../kernels/embedding.js";
 import { keyConv, keyConvBackward, keyConvHistory } from "../kernels/key-conv.js";
 import { matmul } from "../kernels/matmul.js";
-import { attend, attendBackward, centroids, route, routeCentroids } from "../kernels/moba.js";
+import { attend, centroids, route, routeCentroids } from "../kernels/moba.js";
 import { rmsNorm, rmsNormBackward } from "../kernels/norm.js";
 import type { Mask } from "../kernels/range.js";
 import { sum } from "../kernels/reductions.js";

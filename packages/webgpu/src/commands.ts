@@ -1,6 +1,6 @@
 /// <reference types="@webgpu/types" />
 import { bytesPerElement, DeviceError, type DType, type Tensor } from "@moba-js/tensor";
-import type { Kernel, Specialization } from "./kernel.js";
+import { countedBefore, type Kernel, type Specialization } from "./kernel.js";
 import { BufferPool, bufferSize, type PooledBuffer, USAGE } from "./memory.js";
 import { PARAM_BYTES, Pipelines } from "./pipelines.js";
 
@@ -15,6 +15,8 @@ export interface Piece {
   readonly offset?: number;
   /** Default: to the buffer's end. */
   readonly byteLength?: number;
+  /** The element that lies at its beginning, as kernels count: a multiple of 128. Default 0. */
+  readonly origin?: number;
 }
 
 /** Small read-only data that lie in the arena of the next submission. */
@@ -58,6 +60,25 @@ export function rowsOf(whole: Tensor | Piece, rowElements: number, first: number
   const storage = bufferOf(whole);
   return { storage, dtype: whole.dtype, offset: first * rowBytes, byteLength: count * rowBytes };
 }
+
+/**
+ * Elements `first … end − 1` of a tensor or of workspace, and some before them, for a kernel that counts from the beginning of the
+ * whole; at most {@link WINDOW_BYTES} more than they are.
+ */
+export function windowOf(whole: Tensor | Piece, first: number, end: number): Piece {
+  const { storage, dtype, offset = 0, byteLength, origin = 0 } = whole as Piece;
+  const bytes = bytesPerElement(dtype);
+  const begin = Math.floor(((first - origin) * bytes) / OFFSET_ALIGNMENT) * OFFSET_ALIGNMENT;
+  const last = Math.min(align((end - origin) * bytes, 16), byteLength ?? storage.byteLength - offset);
+  return {
+    ...{ storage, dtype, offset: offset + begin, byteLength: Math.max(0, last - begin) },
+    origin: origin + begin / bytes,
+  };
+}
+
+/** What the bytes of a window's end and beginning are multiples of. */
+const OFFSET_ALIGNMENT = 256;
+export const WINDOW_BYTES = OFFSET_ALIGNMENT + 16;
 
 /**
  * Cuts rows into ranges that can be bound, for operations whose rows do not depend on each other: one range, if all can.
@@ -210,7 +231,12 @@ export class Commands {
       return { binding, resource: { buffer: storage.buffer, offset, size } };
     });
     const gridWidth = Math.min(groups, this.device.limits.maxComputeWorkgroupsPerDimension);
-    const params = this.#placeParams(kernel, groups, gridWidth, launch.params);
+    const from = names.map((name) => {
+      const argument = given[name];
+      if (argument instanceof Uint32Array) return 0;
+      return countedBefore(kernel.bindings[name].element, argument.dtype, (argument as Piece).origin ?? 0);
+    });
+    const params = this.#placeParams(kernel, [groups, gridWidth, ...from], launch.params);
     this.#pass ??= this.#openEncoder().beginComputePass();
     this.#pass.setPipeline(compiled.pipeline);
     this.#pass.setBindGroup(0, this.device.createBindGroup({ layout: compiled.layout, entries }));
@@ -226,7 +252,8 @@ export class Commands {
     this.checkAlive();
     if (this.pipelines.collecting) return;
     const storage = bufferOf(piece);
-    this.#copyEncoder().clearBuffer(storage.buffer, 0, align(storage.byteLength, 4));
+    const { offset = 0, byteLength = storage.byteLength - offset } = piece as Piece;
+    this.#copyEncoder().clearBuffer(storage.buffer, offset, align(byteLength, 4));
     storage.lastUse = this.#submission;
   }
 
@@ -269,19 +296,20 @@ export class Commands {
     this.#copyEncoder().copyBufferToBuffer(storage.buffer, 0, reader, 0, bytes);
     this.submit();
     const checked = this.#checked;
+    let result: ArrayBuffer;
     try {
       await reader.mapAsync(1, 0, bytes);
       await checked;
+      result = reader.getMappedRange(0, bytes).slice(0, storage.byteLength);
+      reader.unmap(); // which wgpu refuses on a lost device
     } catch (error) {
       reader.destroy();
-      await this.#explain(error);
+      return this.#explain(error);
     }
-    this.#throwFailure();
-    const result = reader.getMappedRange(0, bytes).slice(0, storage.byteLength);
-    reader.unmap();
     const kept = this.#readers.get(size) ?? [];
     if (kept.length < 4 && size <= 1 << 26) this.#readers.set(size, [...kept, reader]);
     else reader.destroy();
+    this.#throwFailure();
     return result;
   }
 
@@ -414,18 +442,14 @@ export class Commands {
     return { offset, byteLength: data.byteLength };
   }
 
-  #placeParams(
-    kernel: Kernel,
-    groups: number,
-    gridWidth: number,
-    values: Readonly<Record<string, number>>,
-  ): number {
+  #placeParams(kernel: Kernel, common: readonly number[], values: Readonly<Record<string, number>>): number {
     const offset = this.#arenaUsed;
     const view = new DataView(this.#arenaData.buffer, offset, PARAM_BYTES);
-    view.setUint32(0, groups, true);
-    view.setUint32(4, gridWidth, true);
+    common.forEach((value, i) => {
+      view.setUint32(4 * i, value, true);
+    });
     Object.entries(kernel.params).forEach(([name, type], i) => {
-      const at = 8 + 4 * i;
+      const at = 4 * (common.length + i);
       if (type === "f32") view.setFloat32(at, values[name], true);
       else if (type === "i32") view.setInt32(at, values[name], true);
       else view.setUint32(at, values[name], true);

@@ -115,16 +115,20 @@ interface MatrixConfig {
   readonly K: number;
 }
 
+/** Threads of the kernels that multiply matrices: whole subgroups, and four or more that are neighbours in one. */
+const MATRIX_THREADS = 128;
+
 /** {@link highestTier} of a device; without the 16 × 16 × 16 products that the kernels are made of, not the last one. */
 export function tierOf({ features, adapterInfo }: GPUDevice, most?: Tier): Tier {
   const tier = highestTier(features, most);
   if (tier !== "subgroup-matrix") return tier;
+  const { subgroupMinSize = 0, subgroupMaxSize = 0 } = adapterInfo;
   const { subgroupMatrixConfigs = [] } = adapterInfo as { subgroupMatrixConfigs?: Iterable<MatrixConfig> };
   const isThere = [...subgroupMatrixConfigs].some(
     ({ componentType, resultComponentType, M, N, K }) =>
       componentType === "f16" && resultComponentType === "f32" && M === 16 && N === 16 && K === 16,
   );
-  return isThere ? tier : "shader-f16";
+  return isThere && subgroupMinSize >= 4 && MATRIX_THREADS % subgroupMaxSize === 0 ? tier : "shader-f16";
 }
 
 /** @throws ArgumentError for what is no tier. */

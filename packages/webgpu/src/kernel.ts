@@ -1,12 +1,16 @@
-import type { DType, FloatDType } from "@moba-js/tensor";
+import { bytesPerElement, type DType, type FloatDType } from "@moba-js/tensor";
 
 /**
  * How a kernel sees a buffer.
  * - `quads`: a float tensor of any dtype, four elements at a time: `x_quad(i)`, and `x_set(i, v)` when written.
  * - `rows`: rows of `p.d` elements of a float tensor, four channels at a time, zeros after the row's end: `x_row(begin, c)`;
- *   when written, float32 only: `x_put(begin, c, v)`.
+ *   when written, float32 only: `x_put(begin, c, v)`, or added to: `x_add(begin, c, v)`.
  * - `elements`: a float tensor of any dtype, element by element: `x_at(i)`.
  * - others: a plain `array<…>`.
+ *
+ * A kernel counts from the beginning of the whole tensor, also where only some of it is bound: the functions subtract `p.x_from`, the
+ * place of the first that is bound (in groups of four, elements, or items of the array); kernels that index a plain array that may be
+ * bound in part do so themselves.
  */
 export type Element =
   | "quads"
@@ -127,42 +131,45 @@ function declareBuffer(name: string, index: number, binding: Binding, spec: Spec
   const packed = dtype === "f16" || dtype === "bf16";
   // The device's own conversion to f16 may round as it likes, so written tensors keep theirs.
   const native = dtype === "f16" && spec.f16 && binding.access === "read";
+  const from = `p.${name}_from`;
   const quad = native
-    ? `vec4<f32>(${name}[i])`
+    ? `vec4<f32>(${name}[at])`
     : packed
-      ? `vec4<f32>(decode_${dtype}(${name}[i].x & 0xffffu), decode_${dtype}(${name}[i].x >> 16u), ` +
-        `decode_${dtype}(${name}[i].y & 0xffffu), decode_${dtype}(${name}[i].y >> 16u))`
-      : `${name}[i]`;
+      ? `vec4<f32>(decode_${dtype}(${name}[at].x & 0xffffu), decode_${dtype}(${name}[at].x >> 16u), ` +
+        `decode_${dtype}(${name}[at].y & 0xffffu), decode_${dtype}(${name}[at].y >> 16u))`
+      : `${name}[at]`;
   const quadType = native ? "vec4<f16>" : packed ? "vec2<u32>" : "vec4<f32>";
   const element = native
-    ? `f32(${name}[i])`
+    ? `f32(${name}[at])`
     : packed
-      ? `decode_${dtype}((${name}[i >> 1u] >> (16u * (i & 1u))) & 0xffffu)`
-      : `${name}[i]`;
+      ? `decode_${dtype}((${name}[at >> 1u] >> (16u * (at & 1u))) & 0xffffu)`
+      : `${name}[at]`;
   const elementType = native ? "f16" : packed ? "u32" : "f32";
-  const at = `fn ${name}_at(i: u32) -> f32 { return ${element}; }\n`;
+  const at = `fn ${name}_at(i: u32) -> f32 { let at = i - ${from}; return ${element}; }\n`;
   switch (binding.element) {
     case "quads": {
-      const get = `fn ${name}_quad(i: u32) -> vec4<f32> { return ${quad}; }\n`;
+      const get = `fn ${name}_quad(i: u32) -> vec4<f32> { let at = i - ${from}; return ${quad}; }\n`;
       const stored = packed
         ? `vec2<u32>(encode_${dtype}(value.x) | (encode_${dtype}(value.y) << 16u), encode_${dtype}(value.z) | (encode_${dtype}(value.w) << 16u))`
         : "value";
-      const set = `fn ${name}_set(i: u32, value: vec4<f32>) { ${name}[i] = ${stored}; }\n`;
+      const set = `fn ${name}_set(i: u32, value: vec4<f32>) { ${name}[i - ${from}] = ${stored}; }\n`;
       return declare(quadType) + get + (binding.access === "write" ? set : "");
     }
     case "rows": {
       if (binding.access === "write") {
-        const put = spec.vector
-          ? `if (c < p.d) { ${name}[(begin + c) >> 2u] = value; }`
-          : `for (var e = 0u; e < 4u && c + e < p.d; e++) { ${name}[begin + c + e] = value[e]; }`;
-        const type = spec.vector ? "vec4<f32>" : "f32";
-        return `${declare(type)}fn ${name}_put(begin: u32, c: u32, value: vec4<f32>) { ${put} }\n`;
+        const assign = (operator: string) =>
+          spec.vector
+            ? `if (c < p.d) { ${name}[(begin + c - ${from}) >> 2u] ${operator} value; }`
+            : `for (var e = 0u; e < 4u && c + e < p.d; e++) { ${name}[begin + c + e - ${from}] ${operator} value[e]; }`;
+        const define = (suffix: string, operator: string) =>
+          `fn ${name}_${suffix}(begin: u32, c: u32, value: vec4<f32>) { ${assign(operator)} }\n`;
+        return declare(spec.vector ? "vec4<f32>" : "f32") + define("put", "=") + define("add", "+=");
       }
       if (spec.vector) {
-        return `${declare(quadType)}fn ${name}_quad(i: u32) -> vec4<f32> { return ${quad}; }
-fn ${name}_row(begin: u32, c: u32) -> vec4<f32> {
+        return `${declare(quadType)}fn ${name}_row(begin: u32, c: u32) -> vec4<f32> {
   if (c >= p.d) { return vec4<f32>(); }
-  return ${name}_quad((begin + c) >> 2u);
+  let at = (begin + c - ${from}) >> 2u;
+  return ${quad};
 }\n`;
       }
       return `${declare(elementType)}${at}fn ${name}_row(begin: u32, c: u32) -> vec4<f32> {
@@ -176,6 +183,23 @@ fn ${name}_row(begin: u32, c: u32) -> vec4<f32> {
     default:
       return declare(binding.element);
   }
+}
+
+const ITEM_BYTES = {
+  f32: 4,
+  u32: 4,
+  i32: 4,
+  "atomic<u32>": 4,
+  "vec2<f32>": 8,
+  "vec4<f32>": 16,
+  "vec4<u32>": 16,
+};
+
+/** How many of what `x_from` counts lie before an element of a dtype. */
+export function countedBefore(element: Element, dtype: DType, origin: number): number {
+  if (element === "quads") return origin / 4;
+  if (element === "rows" || element === "elements") return origin;
+  return (origin * bytesPerElement(dtype)) / ITEM_BYTES[element];
 }
 
 const constant = (value: number | boolean): string =>
@@ -195,7 +219,10 @@ export function assemble({ source, bindings, params }: Kernel, spec: Specializat
     ...(spec.constants.MATRICES ? MATRIX_DIRECTIVES : []),
   ];
   const dtypes = [...new Set(Object.values(spec.dtypes))];
-  const fields = Object.entries(params).map(([name, type]) => `  ${name}: ${type},`);
+  const fields = [
+    ...Object.keys(bindings).map((name) => `  ${name}_from: u32,`),
+    ...Object.entries(params).map(([name, type]) => `  ${name}: ${type},`),
+  ];
   return [
     ...enable,
     ...Object.entries(spec.constants).map(([name, value]) => `const ${name}: ${constant(value)};`),

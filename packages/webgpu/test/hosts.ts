@@ -74,14 +74,32 @@ export const nodeLacks =
 /** Why the tests in a browser cannot run here, if so. */
 export const browserLacks = mayMiss && !browser ? "no Chromium (install one, or name it in CHROMIUM)" : "";
 
+/** Deno: named in DENO, or on the path. */
+const deno = process.env.DENO ?? spawnSync("which", ["deno"], { encoding: "utf8" }).stdout.trim();
+
+/** Why the tests in Deno cannot run here, if so. */
+export const denoLacks = deno ? (driver ? "" : nodeLacks) : "no Deno (install it, or name it in DENO)";
+
 /** Scenarios in a fresh process of Node, whose WebGPU is the package `webgpu`. */
-export async function nodeHost(): Promise<Host> {
-  const code = await bundle(`export * from "./scenarios.ts"`, "node");
+export const nodeHost = (): Promise<Host> =>
+  processHost(process.execPath, ["--input-type=module", "-"], "node");
+
+/** Scenarios in a fresh process of Deno, which has a WebGPU of its own (wgpu). */
+export const denoHost = (): Promise<Host> =>
+  processHost(deno, ["run", "--allow-all", "--unstable-webgpu", "-"], "browser");
+
+/** Scenarios in fresh processes of a command that reads a module from its standard input. */
+async function processHost(
+  command: string,
+  options: readonly string[],
+  platform: "node" | "browser",
+): Promise<Host> {
+  const code = await bundle(`export * from "./scenarios.ts"`, platform);
   return {
     run: (name, input) =>
       new Promise((resolve, reject) => {
-        // On standard input, so that the package resolves as it does for this one.
-        const child = spawn(process.execPath, ["--input-type=module", "-"], {
+        // In this package's folder, so that packages resolve as they do for this one.
+        const child = spawn(command, options, {
           cwd: folder,
           env: { ...process.env, ...driver },
           stdio: ["pipe", "pipe", "pipe"],

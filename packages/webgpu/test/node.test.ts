@@ -37,10 +37,26 @@ describe.skipIf(nodeLacks)("in Node", { timeout: 600_000 }, async () => {
     expect(result.kernels).toContain(kernel);
   });
 
-  it("cuts what does not fit: waves, split keys, long lists of choices, large tensors", async () => {
+  it("computes routed attention as the tensor cores would, their operations rewritten", async () => {
+    const { tier, differences, kernels } = await run("emulatedMatrices", { seed });
+    console.log(differences);
+    expect(tier).toBe("subgroup-matrix");
+    expect(kernels).toContain("attend-matrix");
+    expect(Object.keys(differences)).toHaveLength(2);
+    for (const [name, difference] of Object.entries(differences)) expect(difference, name).toBeLessThan(1e-4);
+  });
+
+  it("cuts what does not fit: waves, split keys, long lists of choices", async () => {
     const differences = await run("cutProblems", { seed });
     console.log(differences);
-    expect(Object.keys(differences)).toHaveLength(5);
+    expect(Object.keys(differences)).toHaveLength(3);
+    for (const [name, difference] of Object.entries(differences)) expect(difference, name).toBeLessThan(1e-5);
+  });
+
+  it("computes on tensors larger than can be bound, in grids larger than one dimension", async () => {
+    const differences = await run("narrowProblems", { seed });
+    console.log(differences);
+    expect(Object.keys(differences)).toHaveLength(12);
     for (const [name, difference] of Object.entries(differences)) expect(difference, name).toBeLessThan(1e-5);
   });
 

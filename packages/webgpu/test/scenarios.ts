@@ -4,6 +4,7 @@ import { type PackedTokens, PRESETS, Trainer, Transformer } from "@moba-js/model
 import { ReferenceBackend } from "@moba-js/reference";
 import { type Backend, DeviceError, type Tensor } from "@moba-js/tensor";
 import { openDevice, openWebGpu, type PoolReport, type Tier, WebGpuBackend } from "../src/index.js";
+import { emulate } from "./emulation.js";
 
 /*
  * What is tried on a device, in Node and in a page alike: each function takes and returns plain data.
@@ -99,7 +100,7 @@ export async function compilingExperimental({
   const device = await adapter.requestDevice({ requiredFeatures: features });
   const config = { componentType: "f16", resultComponentType: "f32", M: 16, N: 16, K: 16 };
   Object.defineProperty(device, "adapterInfo", {
-    value: { subgroupMinSize: 32, subgroupMatrixConfigs: [config] },
+    value: { subgroupMinSize: 32, subgroupMaxSize: 32, subgroupMatrixConfigs: [config] },
   });
   // The null device has less workgroup memory than those that the tensor cores are on.
   Object.defineProperty(device, "limits", {
@@ -256,8 +257,15 @@ function textBatch(seed: number): PackedTokens {
   };
 }
 
-/** Problems that have to be cut: small workspace (waves), split keys, more choices than fit. Differences from the CPU. */
-export async function cutProblems({ seed }: { seed: number }): Promise<Record<string, number>> {
+type Compare = (
+  name: string,
+  gpu: Backend,
+  shapes: readonly (readonly number[])[],
+  run: (backend: Backend, tensors: Tensor[]) => Tensor[],
+) => Promise<void>;
+
+/** Runs operations on a backend and on the CPU, with the same random inputs, and notes the relative difference. */
+function comparing(seed: number): { compare: Compare; differences: Record<string, number> } {
   let state = seed;
   const random = () => {
     state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
@@ -265,12 +273,7 @@ export async function cutProblems({ seed }: { seed: number }): Promise<Record<st
   };
   const cpu = new ReferenceBackend();
   const differences: Record<string, number> = {};
-  const compare = async (
-    name: string,
-    gpu: Backend,
-    shapes: readonly (readonly number[])[],
-    run: (backend: Backend, tensors: Tensor[]) => Tensor[],
-  ) => {
+  const compare: Compare = async (name, gpu, shapes, run) => {
     const data = shapes.map((shape) =>
       Float32Array.from({ length: shape.reduce((a, b) => a * b, 1) }, random),
     );
@@ -280,16 +283,22 @@ export async function cutProblems({ seed }: { seed: number }): Promise<Record<st
         return Promise.all(run(backend, tensors).map((tensor) => tensor.values()));
       }),
     );
-    let [difference, norm] = [0, 0];
     results[0].forEach((values, i) => {
+      let [difference, norm] = [0, 0];
       values.forEach((x, j) => {
         difference += (x - results[1][i][j]) ** 2;
         norm += results[1][i][j] ** 2;
       });
+      const relative = Math.sqrt(difference / norm);
+      differences[name] = Math.max(differences[name] ?? 0, Number.isNaN(relative) ? Infinity : relative);
     });
-    differences[name] = Math.sqrt(difference / norm);
   };
+  return { compare, differences };
+}
 
+/** Problems that have to be cut: small workspace (waves), split keys, more choices than fit. Differences from the CPU. */
+export async function cutProblems({ seed }: { seed: number }): Promise<Record<string, number>> {
+  const { compare, differences } = comparing(seed);
   const small = new WebGpuBackend(await openDevice({ tier: "plain" }), {
     tier: "plain",
     maxWorkspaceBytes: 40_000,
@@ -343,10 +352,18 @@ export async function cutProblems({ seed }: { seed: number }): Promise<Record<st
   );
   small.dispose();
 
-  const device = await openDevice({ tier: "plain" });
-  Object.defineProperty(device, "limits", {
-    value: { ...copyOf(device.limits), maxStorageBufferBindingSize: 2 ** 17 },
-  });
+  return differences;
+}
+
+/**
+ * Every operation on tensors that are larger than can be bound, and launches larger than one dimension of the grid. WebGPU opens no
+ * device with lower limits than the default ones, so the backend is told of lower ones, and refuses to bind more itself.
+ */
+export async function narrowProblems({ seed }: { seed: number }): Promise<Record<string, number>> {
+  const { compare, differences } = comparing(seed);
+  const { device, complaints } = await watchedDevice({ tier: "plain", limits: "adapter" });
+  const lower = { maxStorageBufferBindingSize: 2 ** 15, maxComputeWorkgroupsPerDimension: 5 };
+  Object.defineProperty(device, "limits", { value: { ...copyOf(device.limits), ...lower } });
   const narrow = new WebGpuBackend(device);
   await compare("elements beyond a binding", narrow, [[70_001], [70_001]], (backend, [x, y]) => {
     const sum = backend.add(x, y);
@@ -372,8 +389,165 @@ export async function cutProblems({ seed }: { seed: number }): Promise<Record<st
       return [backend.rmsNorm(x, weight), loss, lse, dLogits, turned, ...products];
     },
   );
+  const [T, H, d] = [300, 4, 16];
+  const attentionShapes = [
+    [T, H, d],
+    [T, 2, d],
+    [T, 2, d],
+    [T, H, d],
+  ];
+  const packed = { cuSeqlens: [0, 60, 60, T] };
+  await compare("attention", narrow, attentionShapes, (backend, [q, k, v, dOut]) => {
+    const { out, lse } = backend.attention(q, k, v, packed);
+    const { dq, dk, dv } = backend.attentionBackward(dOut, q, k, v, out, lse, packed);
+    const all = backend.attention(q, k, v, { causal: false });
+    return [out, lse, dq, dk, dv, all.out];
+  });
+  for (const window of [10, 200]) {
+    await compare(`window ${window}`, narrow, attentionShapes, (backend, [q, k, v, dOut]) => {
+      const options = { ...packed, window };
+      const { out, lse } = backend.windowAttention(q, k, v, options);
+      const { dq, dk, dv } = backend.windowAttentionBackward(dOut, q, k, v, out, lse, options);
+      return [out, lse, dq, dk, dv];
+    });
+  }
+  await compare("moba", narrow, attentionShapes, (backend, [q, k, v, dOut]) => {
+    const { out, lse, routing } = backend.moba(q, k, v, { blockSize: 16, topK: 4, ...packed });
+    const { dq, dk, dv } = backend.attendBackward(dOut, q, k, v, out, lse, routing);
+    return [out, lse, dq, dk, dv, backend.centroids(k, { blockSize: 1 })];
+  });
+  await compare("one block for all", narrow, attentionShapes, (backend, [q, k, v, dOut]) => {
+    const indices = Int32Array.from({ length: T * H * 2 }, (_, i) => (i % 2 === 0 ? 0 : -1));
+    const routing = backend.createRouting(indices, [T, H, 2], { blockSize: 10, causal: false });
+    const { out, lse } = backend.attend(q, k, v, routing);
+    const { dq, dk, dv } = backend.attendBackward(dOut, q, k, v, out, lse, routing);
+    return [out, lse, dq, dk, dv];
+  });
+  const wide = [
+    [T, 2, 32],
+    [T, 2, 32],
+    [T, 2, 32],
+  ];
+  await compare("many centroids", narrow, wide, (backend, [q, k, v]) => [
+    backend.moba(q, k, v, { blockSize: 2, topK: 5 }).out,
+  ]);
+  await compare(
+    "decoding",
+    narrow,
+    [
+      [2, H, d],
+      [900, 2, d],
+      [900, 2, d],
+      [70, 2, d],
+    ],
+    (backend, [q, k, v, centroids]) => {
+      const options = { cuSeqlens: [0, 1, 2], cuSeqlensK: [0, 250, 900] };
+      const { out, lse } = backend.attention(q, k, v, options);
+      const [target, source] = [k, v].map((x) => backend.cast(x, "bf16"));
+      backend.copyRows(target, source.reshape([900, 2, d]), { cuSeqlens: [0, 900], offsets: [0] });
+      backend.updateCentroids(centroids, k, {
+        ...{ cuSeqlens: [0, 400, 900], offsets: [100, 7], cuCentroids: [0, 32, 70], blockSize: 16 },
+      });
+      return [out, lse, backend.cast(target, "f32"), centroids];
+    },
+  );
+  await compare(
+    "key convolution",
+    narrow,
+    [
+      [701, 3, 15],
+      [4, 3, 15],
+      [701, 3, 15],
+      [3, 3, 3, 15],
+    ],
+    (backend, [k, weights, dOut, history]) => {
+      const options = { cuSeqlens: [0, 2, 300, 701] };
+      const { dk, dWeights } = backend.keyConvBackward(dOut, k, weights, options);
+      const past = { ...options, history: backend.cast(history, "bf16") };
+      const next = backend.keyConvHistory(backend.cast(k, "bf16"), 4, past);
+      const out = backend.keyConv(k, weights, { ...options, history });
+      return [dk, dWeights, out, backend.cast(next, "f32")];
+    },
+  );
+  await compare(
+    "products",
+    narrow,
+    [
+      [130, 150],
+      [150, 140],
+      [130, 150],
+      [150, 140],
+    ],
+    (backend, [a, b, c, e]) => {
+      const [turnedA, turnedB] = [c.reshape([150, 130]), e.reshape([140, 150])];
+      return [
+        backend.matmul(a, b),
+        backend.matmul(turnedA, b, { transposeA: true }),
+        backend.matmul(a, turnedB, { transposeB: true }),
+        backend.matmul(turnedA, turnedB, { transposeA: true, transposeB: true }),
+      ];
+    },
+  );
+  await compare(
+    "rows that are looked up",
+    narrow,
+    [[900, 33], [901, 33], [33]],
+    (backend, [table, x, weight]) => {
+      const places = Int32Array.from({ length: 901 }, (_, i) => (i * 677) % 900);
+      const indices = backend.tensor(places, [901], "i32");
+      const rows = backend.embedding(backend.cast(table, "bf16"), indices);
+      const { dx, dWeight } = backend.rmsNormBackward(x, x, weight);
+      const sums = [backend.sum(x), backend.sumSquares(x)];
+      return [backend.cast(rows, "f32"), backend.embeddingBackward(x, indices, 900), dx, dWeight, ...sums];
+    },
+  );
   narrow.dispose();
+  for (const complaint of complaints) differences[complaint] = Infinity;
   return differences;
+}
+
+/**
+ * The tiers `shader-f16` and `subgroup-matrix` on a device that has neither, their kernels rewritten: routed attention in f16, against
+ * the CPU. Says which kernels ran.
+ */
+export async function emulatedMatrices({
+  seed,
+}: {
+  seed: number;
+}): Promise<{ tier: Tier; differences: Record<string, number>; kernels: string[] }> {
+  const { compare, differences } = comparing(seed);
+  const { device, complaints } = await watchedDevice({ tier: "subgroups", limits: "adapter" });
+  const config = { componentType: "f16", resultComponentType: "f32", M: 16, N: 16, K: 16 };
+  const { subgroupMinSize, subgroupMaxSize } = device.adapterInfo;
+  const info = { subgroupMinSize, subgroupMaxSize, subgroupMatrixConfigs: [config] };
+  Object.defineProperty(device, "adapterInfo", { value: info });
+  Object.defineProperty(device, "features", { value: { has: () => true } });
+  const kernels: string[] = [];
+  const create = device.createShaderModule.bind(device);
+  device.createShaderModule = (descriptor) => {
+    kernels.push(descriptor.label ?? "");
+    return create({ ...descriptor, code: emulate(descriptor.code) });
+  };
+  const backend = new WebGpuBackend(device);
+  const options = { blockSize: 40, topK: 3, cuSeqlens: [0, 60, 150] };
+  const shapes = [
+    [150, 4, 16],
+    [150, 2, 16],
+    [150, 2, 16],
+  ];
+  await compare("routed attention", backend, shapes, (each, tensors) => {
+    const [q, k, v] = tensors.map((tensor) => each.cast(tensor, "f16"));
+    const { out, lse } = each.moba(q, k, v, options);
+    return [each.cast(out, "f32"), lse];
+  });
+  await compare("attention", backend, shapes, (each, tensors) => {
+    const [q, k, v] = tensors.map((tensor) => each.cast(tensor, "f16"));
+    return [each.cast(each.attention(q, k, v, { cuSeqlens: options.cuSeqlens }).out, "f32")];
+  });
+  const { tier } = backend;
+  backend.dispose();
+  for (const complaint of complaints) differences[complaint] = Infinity;
+  return { tier, differences, kernels };
 }
 
 /** Compiling ahead: what progress says, and how long the first real call takes after it, as pipelines made since. */

@@ -47,5 +47,10 @@ export function keyConvBackward(
     const grid = [ceilDiv(columns, COLUMNS), chunks, Math.min(width, MOST_GRID_Z)] as const;
     launch("key_conv_weight_parts", grid, layout(sums));
   }
-  columnSums(device, parts.pointer, chunks, dWeights);
+  columnSums(
+    device,
+    { rows: chunks, columns: dWeights.size, dtype: dWeights.dtype },
+    parts.pointer,
+    pointerOf(dWeights),
+  );
 }

@@ -24,7 +24,7 @@ __device__ __forceinline__ void append(const T* __restrict__ k, const T* __restr
   const int block = range.first_position / block_size + blockIdx.x % most_blocks;
   const int block_begin = block * block_size;
   const int begin = max(block_begin, range.first_position), end = min(block_begin + block_size, range.keys);
-  if (begin >= end) return;
+  if (begin >= end || begin < 0) return;  // before the first key: a sequence that pauses
   const int channel = (blockIdx.y * COLUMNS + threadIdx.x % COLUMNS) * V;
   const int lane = threadIdx.x / COLUMNS;
   const bool active = channel < channels;

@@ -49,32 +49,26 @@ export function updateCentroids(device: Device, problem: UpdateCentroidsProblem)
   launchAppend(device, { k, centroids, blockSize }, newTokens(device, rooms));
 }
 
-/**
- * New keys and values for a cache whose sequences lie in rows of their own, and the cache's tensors, which
- * change.
- */
-export interface AppendProblem {
-  /** New keys and values, `[T, Hkv, d]`. */
+/** New keys and values for a paged cache, any number for each sequence. */
+export interface PagedAppend {
+  /** `[T, Hkv, d]` */
   readonly k: Tensor<FloatDType>;
   readonly v: Tensor<FloatDType>;
-  /** `[R, Hkv, d]` */
-  readonly cacheK: Tensor<FloatDType>;
-  readonly cacheV: Tensor<FloatDType>;
-  /** Running block means, float32 `[blocks, Hkv, d]`. */
-  readonly centroids: Tensor<"f32">;
-  readonly blockSize: number;
   /** Where each sequence's new tokens begin. */
   readonly cuSeqlens: CuSeqlens;
   /** The position of each sequence's first new token. */
   readonly offsets: readonly number[];
-  /** Where each sequence's rows and centroids begin. */
-  readonly cuRows: ArrayLike<number>;
-  readonly cuCentroids: CuSeqlens;
 }
 
-/** `copyRows` of keys and of values and `updateCentroids` in one launch. */
-export function append(device: Device, problem: AppendProblem): void {
-  launchAppend(device, problem, newTokens(device, problem));
+/** Writes new tokens into a paged cache and its centroids. Its `lengths` stay as they are. */
+export function appendPaged(device: Device, cache: PagedMemory, problem: PagedAppend): void {
+  const { k, v, cuSeqlens, offsets } = problem;
+  const { keys, values, centroids, pageTable, pageSize, blockSize } = cache;
+  const tables = offsets.map((_, s) => s * pageTable.shape[1]); // where each sequence's pages begin
+  const added = newTokens(device, { blockSize, cuSeqlens, offsets, cuRows: tables, cuCentroids: tables });
+  if (added.mostBlocks === 0) return;
+  const target = { cacheK: keys, cacheV: values, centroids, blockSize };
+  launchAppend(device, { k, v, ...target }, added, { table: pointerOf(pageTable), size: pageSize });
 }
 
 /** New tokens of each sequence, as ranges, and the most blocks that those of a sequence fall into. */
@@ -84,16 +78,18 @@ interface NewTokens {
   readonly mostBlocks: number;
 }
 
-function newTokens(
-  device: Device,
-  {
-    blockSize,
-    cuSeqlens,
-    offsets,
-    cuRows,
-    cuCentroids,
-  }: Pick<AppendProblem, "blockSize" | "cuSeqlens" | "offsets" | "cuRows" | "cuCentroids">,
-): NewTokens {
+/** Tokens to be added to blocks of keys. */
+interface Growth {
+  readonly blockSize: number;
+  readonly cuSeqlens: CuSeqlens;
+  readonly offsets: readonly number[];
+  /** Where each sequence's rows and centroids begin, or its part of the page table. */
+  readonly cuRows: ArrayLike<number>;
+  readonly cuCentroids: ArrayLike<number>;
+}
+
+function newTokens(device: Device, growth: Growth): NewTokens {
+  const { blockSize, cuSeqlens, offsets, cuRows, cuCentroids } = growth;
   let mostBlocks = 0;
   const rows = offsets.flatMap((offset, s) => {
     const count = cuSeqlens[s + 1] - cuSeqlens[s];
@@ -105,11 +101,20 @@ function newTokens(
   return { table: device.constant(Int32Array.from(rows)), count: offsets.length, mostBlocks };
 }
 
+/** New keys, for running block means, and with the caches for them and their values. */
+interface NewRows {
+  readonly k: Tensor<FloatDType>;
+  readonly centroids: Tensor<"f32">;
+  readonly blockSize: number;
+  readonly v?: Tensor;
+  readonly cacheK?: Tensor;
+  readonly cacheV?: Tensor;
+}
+
 /** Writes new tokens into the caches (where given) and the centroids. */
 function launchAppend(
   device: Device,
-  problem: Pick<AppendProblem, "k" | "centroids" | "blockSize"> &
-    Partial<Pick<AppendProblem, "v" | "cacheK" | "cacheV">>,
+  problem: NewRows,
   { table, count, mostBlocks }: NewTokens,
   pages: { readonly table: number; readonly size: number } = { table: 0, size: problem.blockSize },
 ): void {
@@ -140,11 +145,11 @@ function launchAppend(
 }
 
 /**
- * A cache of keys and values in pages, on the device. Page `pageTable[s, i]` holds the tokens `i·pageSize …
+ * The memory of a cache of keys and values in pages. Page `pageTable[s, i]` holds the tokens `i·pageSize …
  * (i+1)·pageSize − 1` of sequence `s`, with the centroids of their blocks. All that a step needs to know is
  * on the device, so that a captured step can be replayed while the sequences grow.
  */
-export interface PagedCache {
+export interface PagedMemory {
   /** `[pages · pageSize, Hkv, d]` */
   readonly keys: Tensor<FloatDType>;
   readonly values: Tensor<FloatDType>;
@@ -152,14 +157,14 @@ export interface PagedCache {
   readonly centroids: Tensor<"f32">;
   /** int32 `[sequences, pages of the longest]` */
   readonly pageTable: Tensor<"i32">;
-  /** Tokens of each sequence so far, int32 `[sequences]`. */
+  /** Tokens of each sequence so far, int32 `[sequences]`; −1: the sequence pauses. */
   readonly lengths: Tensor<"i32">;
   /** Tokens of a page, a multiple of `blockSize`. */
   readonly pageSize: number;
   readonly blockSize: number;
 }
 
-/** One step of decoding: the same number of new tokens, one or a few, for each sequence. */
+/** One step of decoding: the same number of new tokens, one or a few, for each sequence. Those of one that pauses mean nothing. */
 export interface PagedStep {
   /** `[sequences · added, H, d]` */
   readonly q: Tensor<FloatDType>;
@@ -174,11 +179,12 @@ export interface PagedStep {
 
 /**
  * Appends the new tokens to a paged cache (`lengths` grows), then routes and attends: MoBA of each new query
- * over its sequence, from the stored centroids. The page table must have a page for each new token.
+ * over its sequence, from the stored centroids; of a sequence that pauses zeros, and log-sum-exp −Infinity. The page table
+ * must have a page for each new token.
  */
 export function decodePaged(
   device: Device,
-  cache: PagedCache,
+  cache: PagedMemory,
   step: PagedStep,
   outputs: AttentionResult,
 ): void {

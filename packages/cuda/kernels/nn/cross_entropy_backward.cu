@@ -4,9 +4,9 @@
 
 constexpr int THREADS = 256;
 
-// logits, d_logits: [T, columns]. d_loss, targets, lse: [T]. Grid: (T, columns / 8 / THREADS).
+// logits, d_logits: [T, columns], perhaps the same. d_loss, targets, lse: [T]. Grid: (T, columns / 8 / THREADS).
 template <typename T>
-__device__ __forceinline__ void cross_entropy_backward(const float* d_loss, const T* __restrict__ logits,
+__device__ __forceinline__ void cross_entropy_backward(const float* d_loss, const T* logits,
                                                        const int* targets, const float* lse, T* d_logits, int columns) {
   const int column = (blockIdx.y * THREADS + threadIdx.x) * GROUP;
   if (column >= columns) return;

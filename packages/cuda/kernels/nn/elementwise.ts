@@ -1,4 +1,4 @@
-import type { AdamWProblem, FloatDType, Tensor } from "@moba-js/tensor";
+import type { FloatDType, Tensor } from "@moba-js/tensor";
 import { Arguments, type Device, pointerOf } from "../../src/device.js";
 import { ceilDiv } from "../common/launch.js";
 
@@ -39,22 +39,4 @@ export function swigluBackward(
 ): void {
   const args = pointers(dOut, gate, up, dGate, dUp).long(gate.size);
   launchOver(device, gate.size, ["swiglu_backward", `swiglu_backward_${gate.dtype}`], args);
-}
-
-/** `Backend.adamw`. */
-export function adamw(device: Device, problem: AdamWProblem): void {
-  const { parameter, gradient, m, v, step, beta1, beta2 } = problem;
-  const args = pointers(parameter, gradient, m, v)
-    .long(parameter.size)
-    .float(problem.gradientScale)
-    .float(beta1)
-    .float(1 - beta1)
-    .float(beta2)
-    .float(1 - beta2)
-    .float(1 / (1 - beta1 ** step))
-    .float(1 / (1 - beta2 ** step))
-    .float(problem.learningRate)
-    .float(problem.weightDecay)
-    .float(problem.epsilon);
-  launchOver(device, parameter.size, ["adamw", `adamw_${gradient.dtype}`], args);
 }

@@ -23,10 +23,16 @@ export function rmsNorm(
   device.launch(device.kernel("rms_norm", `rms_norm_${x.dtype}`), [tokens, 1, 1], THREADS, 0, args);
 }
 
-/** `Backend.rmsNormBackward`. */
+/** `Backend.rmsNormBackward`; `dx` is the gradient plus the addend, if there is one. */
 export function rmsNormBackward(
   device: Device,
-  { x, weight, epsilon, dOut }: RmsNormProblem & { dOut: Tensor<FloatDType> },
+  {
+    x,
+    weight,
+    epsilon,
+    dOut,
+    addend,
+  }: RmsNormProblem & { dOut: Tensor<FloatDType>; addend?: Tensor<FloatDType> },
   { dx, dWeight }: { dx: Tensor<FloatDType>; dWeight: Tensor<FloatDType> },
 ): void {
   const [tokens, channels] = x.shape;
@@ -37,6 +43,7 @@ export function rmsNormBackward(
     .pointer(pointerOf(dOut))
     .pointer(pointerOf(x))
     .pointer(pointerOf(weight))
+    .pointer(addend ? pointerOf(addend) : 0)
     .pointer(pointerOf(dx))
     .pointer(inverses.pointer)
     .int(channels)
@@ -54,5 +61,5 @@ export function rmsNormBackward(
     .int(chunk);
   const grid = [ceilDiv(channels, COLUMNS), chunks, 1] as const;
   device.launch(device.kernel(file, `rms_norm_weight_parts_${x.dtype}`), grid, THREADS, 0, columns);
-  columnSums(device, parts.pointer, chunks, dWeight);
+  columnSums(device, { rows: chunks, columns: channels, dtype: x.dtype }, parts.pointer, pointerOf(dWeight));
 }

@@ -5,11 +5,12 @@
 
 constexpr int THREADS = 128;
 
-// dx, and 1 / r of each row for the other kernel. x, d_out, dx: [T, channels]. inverses: [T]. Grid: (T).
+// dx, plus `addend` unless that is null, and 1 / r of each row for the other kernel. x, d_out, addend, dx: [T, channels].
+// inverses: [T]. Grid: (T).
 template <typename T>
 __device__ __forceinline__ void rms_norm_backward(const T* __restrict__ d_out, const T* __restrict__ x,
-                                                  const T* __restrict__ weight, T* dx, float* inverses, int channels,
-                                                  float epsilon) {
+                                                  const T* __restrict__ weight, const T* __restrict__ addend, T* dx,
+                                                  float* inverses, int channels, float epsilon) {
   const bool aligned = rows_aligned<T>(channels);
   const long long row = static_cast<long long>(blockIdx.x) * channels;
   float squares = 0.0f, products = 0.0f;
@@ -34,6 +35,11 @@ __device__ __forceinline__ void rms_norm_backward(const T* __restrict__ d_out, c
     load_group(w, weight + column, channels - column, aligned);
 #pragma unroll
     for (int i = 0; i < GROUP; i++) value[i] = (w[i] * g[i] - value[i] * inverse * mean) * inverse;
+    if (addend != nullptr) {
+      load_group(g, addend + row + column, channels - column, aligned);
+#pragma unroll
+      for (int i = 0; i < GROUP; i++) value[i] += g[i];
+    }
     store_group(dx + row + column, value, channels - column, aligned);
   }
 }
@@ -73,9 +79,9 @@ __device__ __forceinline__ void rms_norm_weight_parts(const T* __restrict__ d_ou
 
 #define RMS_NORM_BACKWARD(T)                                                                                         \
   extern "C" __global__ void __launch_bounds__(THREADS)                                                              \
-      rms_norm_backward_##T(const T* d_out, const T* x, const T* weight, T* dx, float* inverses, int channels,       \
-                            float epsilon) {                                                                         \
-    rms_norm_backward<T>(d_out, x, weight, dx, inverses, channels, epsilon);                                         \
+      rms_norm_backward_##T(const T* d_out, const T* x, const T* weight, const T* addend, T* dx, float* inverses,    \
+                            int channels, float epsilon) {                                                           \
+    rms_norm_backward<T>(d_out, x, weight, addend, dx, inverses, channels, epsilon);                                 \
   }                                                                                                                  \
   extern "C" __global__ void __launch_bounds__(THREADS)                                                              \
       rms_norm_weight_parts_##T(const T* d_out, const T* x, const float* inverses, float* parts, int tokens,         \

@@ -79,6 +79,22 @@ export async function runTraining(backend: Backend, options: RunOptions): Promis
   const history = await readHistory(metricsFile, trainer.step);
   await replaceFile(metricsFile, history.map(toLine).join(""));
   const batches = packedBatches(packing(options, options.source), position);
+  const due = (step: number, every: number) => step % every === 0 || step === training.steps;
+  const finish = async (metrics: StepMetrics): Promise<void> => {
+    const { step } = metrics;
+    const heldOut = due(step, evaluateEvery) ? await heldOutLoss(trainer.model, options) : {};
+    const line = { ...metrics, ...heldOut };
+    history.push(line);
+    // Before the checkpoint: a line too many is dropped when the run goes on, one too few would be missing for good.
+    await appendFile(metricsFile, toLine(line));
+    if (due(step, saveEvery)) {
+      await saveCheckpoint(folder, trainer, position);
+      await replaceFile(join(folder, "loss.html"), lossPage(history));
+    }
+    options.onStep?.(line);
+  };
+  /** The step before, of which the figures are read while the device is busy with the next one. */
+  let before: Promise<StepMetrics> | undefined;
   while (trainer.step < training.steps) {
     const step: PackedTokens[] = [];
     while (step.length < accumulate) {
@@ -86,18 +102,14 @@ export async function runTraining(backend: Backend, options: RunOptions): Promis
       step.push(value.batch);
       position = value.next;
     }
-    const metrics = await trainer.train(step);
-    const due = (every: number) => trainer.step % every === 0 || trainer.step === training.steps;
-    const heldOut = due(evaluateEvery) ? await heldOutLoss(trainer.model, options) : {};
-    const line = { ...metrics, ...heldOut };
-    history.push(line);
-    // Before the checkpoint: a line too many is dropped when the run goes on, one too few would be missing for good.
-    await appendFile(metricsFile, toLine(line));
-    if (due(saveEvery)) {
-      await saveCheckpoint(folder, trainer, position);
-      await replaceFile(join(folder, "loss.html"), lossPage(history));
+    const running = trainer.train(step);
+    running.catch(() => undefined); // it is awaited below, but the one before may fail first
+    if (before) await finish(await before);
+    before = running;
+    if (due(trainer.step, evaluateEvery) || due(trainer.step, saveEvery)) {
+      await finish(await before);
+      before = undefined;
     }
-    options.onStep?.(line);
   }
   trainer.dispose();
   return trainer.model;
