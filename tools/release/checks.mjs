@@ -1,5 +1,5 @@
 // Checks of packed packages, each on its own: exports map, types, dependencies, sizes.
-import { readdirSync, readFileSync, statSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { builtinModules } from "node:module";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
@@ -28,6 +28,18 @@ export async function checkExports(tarball) {
     );
   }
   return problems;
+}
+
+/** What every package has, and this one does not: fields of its manifest, a README, a licence, source maps. */
+export function checkFiles(dir) {
+  const manifest = readJson(join(dir, "package.json"));
+  const fields = ["description", "license", "engines", ...(manifest.exports?.["."] ? ["sideEffects"] : [])];
+  const code = filesOf(join(dir, "dist")).filter((path) => /\.c?js$/.test(path));
+  const files = ["README.md", "LICENSE", ...code.map((path) => join("dist", `${path}.map`))];
+  return [
+    ...fields.filter((name) => !(name in manifest)).map((name) => `no ${name} in package.json`),
+    ...files.filter((name) => !existsSync(join(dir, name))).map((name) => `no ${name}`),
+  ];
 }
 
 /** Imports in the published code and declarations that the package does not declare, or ranges that only a workspace has. */
@@ -88,8 +100,8 @@ export async function sizesOf(tarball, dir) {
 export async function checkSize(tarball, dir, budgets = BUDGETS) {
   const { name } = readJson(join(dir, "package.json"));
   const budget = budgets[name];
-  if (!budget) return [`${name} has no size budget in tools/release/budgets.json`];
+  if (!budget) return ["no size budget in tools/release/budgets.json"];
   return Object.entries(await sizesOf(tarball, dir))
     .filter(([what, bytes]) => bytes > (budget[what] ?? 0))
-    .map(([what, bytes]) => `${name}: ${what} has ${bytes} bytes, the budget is ${budget[what] ?? 0}`);
+    .map(([what, bytes]) => `${what} has ${bytes} bytes, the budget is ${budget[what] ?? 0}`);
 }

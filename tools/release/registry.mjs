@@ -1,9 +1,10 @@
 // A real npm registry (verdaccio) on this machine, for as long as the rehearsal runs. Other packages come through it from
 // the registry that npm is set to; those of this workspace come from the rehearsal only.
-import { execFileSync, spawn } from "node:child_process";
-import { existsSync, mkdirSync, openSync, writeFileSync } from "node:fs";
+import { execFileSync, spawn, spawnSync } from "node:child_process";
+import { existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { join } from "node:path";
+import { setTimeout } from "node:timers/promises";
 import { root, writeJson } from "./stage.mjs";
 
 const VERSION = "6.8.0";
@@ -32,7 +33,11 @@ const freePort = () =>
     });
   });
 
-/** Starts a registry that keeps its files in `dir`. The process ends with `stop()`, and with this process. */
+/** Whether the registry that npm is set to answers. */
+export const reachesRegistry = () =>
+  spawnSync("npm", ["view", `verdaccio@${VERSION}`, "version", "--fetch-retries=1"]).status === 0;
+
+/** Starts a registry that keeps its files in `dir`; it ends with this process. */
 export async function startRegistry(dir) {
   const program = join(install(), "node_modules", "verdaccio", "bin", "verdaccio");
   const upstream = execFileSync("npm", ["config", "get", "registry"], {
@@ -53,21 +58,29 @@ export async function startRegistry(dir) {
   });
   writeFileSync(join(dir, "htpasswd"), "");
 
-  const port = await freePort();
-  const url = `http://127.0.0.1:${port}/`;
-  const log = openSync(join(dir, "log"), "w");
-  const args = [program, "--config", join(dir, "config.yaml"), "--listen", `127.0.0.1:${port}`];
-  const server = spawn(process.execPath, args, { stdio: ["ignore", log, log] });
-  const stop = () => server.kill();
-  process.once("exit", stop);
-  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.once(signal, () => process.exit(1));
-
-  for (let attempt = 0; attempt < 300; attempt++) {
-    if (server.exitCode !== null) break;
-    const answer = await fetch(`${url}-/ping`).catch(() => undefined);
-    if (answer?.ok) return { url, stop };
-    await new Promise((resolve) => setTimeout(resolve, 100));
+  const log = join(dir, "log");
+  const signals = ["SIGINT", "SIGTERM", "SIGHUP"];
+  for (const signal of signals) process.once(signal, () => process.exit(1)); // which stops it
+  for (let attempt = 1; attempt <= 3; attempt++) {
+    const port = await freePort(); // another program may take it before the registry does
+    const args = [program, "--config", join(dir, "config.yaml"), "--listen", `127.0.0.1:${port}`];
+    const output = openSync(log, "w");
+    const server = spawn(process.execPath, args, { stdio: ["ignore", output, output] });
+    process.once("exit", () => server.kill());
+    const url = `http://127.0.0.1:${port}/`;
+    if (await answers(server, `${url}-/ping`)) return { url };
+    server.kill();
   }
-  stop();
-  throw new Error(`the registry does not start; see ${join(dir, "log")}`);
+  throw new Error(`the registry does not start:\n${readFileSync(log, "utf8")}`);
+}
+
+/** Waits until `server` answers at `url`; not for longer than it runs, or than two minutes. */
+async function answers(server, url) {
+  const end = Date.now() + 120_000;
+  while (server.exitCode === null && Date.now() < end) {
+    const answer = await fetch(url).catch(() => undefined);
+    if (answer?.ok) return true;
+    await setTimeout(100);
+  }
+  return false;
 }

@@ -1,334 +1,231 @@
-// A rehearsal of a release: packs every package, checks what is packed, publishes it to a registry on this machine, and
-// then does what users do, each package alone in an empty folder. `--keep` keeps the folder. Needs built packages.
-import { execFile, spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { createServer } from "node:http";
+// A rehearsal of a release: packs every package and checks what is packed, then releases to a registry on this machine and does
+// what users do, each package alone in an empty folder; then releases again, and updates. Needs built packages. `--keep` keeps
+// its folder.
+import { spawn, spawnSync } from "node:child_process";
+import { mkdirSync, mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { extname, join } from "node:path";
-import { promisify } from "node:util";
-import { transformSync } from "esbuild";
-import { chromium } from "playwright-core";
+import { join } from "node:path";
 import { checkApi, withApi } from "./api.mjs";
-import { checkExports, checkImports, checkSize } from "./checks.mjs";
-import { startRegistry } from "./registry.mjs";
-import { bump, pack, readJson, root, stage, tool, writeJson } from "./stage.mjs";
+import { bundleAndBrowse } from "./browser.mjs";
+import { checkExports, checkFiles, checkImports, checkSize } from "./checks.mjs";
+import { reachesRegistry, startRegistry } from "./registry.mjs";
+import { builtPlatforms, copyWorkspace, pack, publicPackages, readJson, stage } from "./stage.mjs";
+import { assert, failures, inPairs, run, step } from "./steps.mjs";
+import {
+  compileExample,
+  copyExamples,
+  emptyProject,
+  installed,
+  readmeOf,
+  runExamples,
+  userEnvironment,
+} from "./users.mjs";
 
 /** The most packages that an install may bring, itself included. */
 const MOST_PACKAGES = { "@moba-js/tensor": 1, "@moba-js/snr": 2, "@moba-js/webgpu": 3 };
-const IN_BROWSERS = ["@moba-js/tensor", "@moba-js/reference", "@moba-js/snr", "@moba-js/webgpu", "moba-js"];
+/** From an empty folder to what the first example prints. */
+const MOST_SECONDS = 120;
 
 const temp = mkdtempSync(join(tmpdir(), "moba-js-rehearsal-"));
-const staged = join(temp, "workspace");
-/** The environment of a user who has nothing set up. */
-const env = {
-  ...Object.fromEntries(Object.entries(process.env).filter(([name]) => !/^p?npm_/i.test(name))),
-  NPM_CONFIG_USERCONFIG: join(temp, "npmrc"),
-  NPM_CONFIG_CACHE: join(temp, "npm-cache"),
-  XDG_CACHE_HOME: join(temp, "cache"),
-  XDG_DATA_HOME: join(temp, "data"),
-  XDG_STATE_HOME: join(temp, "state"),
-};
+const project = (name) => emptyProject(join(temp, "projects", name.replace("/", "-")));
 
-/** Runs a program to its end; throws what it said when it fails, or warns. */
-function run(command, args, cwd, { warnings = false } = {}) {
-  const { status, stdout, stderr, error } = spawnSync(command, args, { cwd, env, encoding: "utf8" });
-  const said = `${stdout ?? ""}${stderr ?? ""}${error ?? ""}`.trim();
-  if (status !== 0) throw new Error(`${[command, ...args].join(" ")} (in ${cwd})\n${said}`);
-  if (!warnings && stderr.trim()) throw new Error(`${[command, ...args].join(" ")} warns:\n${stderr.trim()}`);
-  return stdout;
-}
-
-const assert = (condition, message) => {
-  if (!condition) throw new Error(message);
-};
-
-let count = 0;
-const failures = [];
-
-/** One numbered step; it may return a remark. Later steps go on without it, where `needed` is false. */
-async function step(name, action, { needed = false } = {}) {
-  const start = Date.now();
-  const label = `${String(++count).padStart(2)}. ${name}`;
-  try {
-    const remark = await action();
-    console.log(`${label}: ok${remark ? `, ${remark}` : ""} (${((Date.now() - start) / 1000).toFixed(1)} s)`);
-  } catch (error) {
-    const lines = String(error.message).split("\n");
-    const shown = lines.length > 30 ? [...lines.slice(0, 30), `… ${lines.length - 30} lines more`] : lines;
-    console.log(`${label}: FAILED\n${shown.map((line) => `      ${line}`).join("\n")}`);
-    failures.push(label.trim());
-    if (needed) throw error;
-  }
-}
-
-/** An empty project of a user. */
-function project(name) {
-  const dir = join(temp, "projects", name.replace("/", "-"));
-  mkdirSync(dir, { recursive: true });
-  writeJson(join(dir, "package.json"), { name: "app", version: "1.0.0", private: true });
-  return dir;
-}
-
-/** What the README says to install, and its first example. */
-function readmeOf({ dir, name }) {
-  const readme = readFileSync(join(dir, "README.md"), "utf8");
-  const install =
-    readme
-      .match(/^npm install ([^#\n]+)/m)?.[1]
-      .trim()
-      .split(/\s+/) ?? [];
-  const example = readme.match(/```(?:ts|js)\n([\s\S]*?)```/)?.[1];
-  return { names: install.filter((word) => !word.startsWith("-")), example, name };
-}
-
-const installed = (dir) => Object.keys(readJson(join(dir, "node_modules", ".package-lock.json")).packages);
-
-/** An example of ES modules as CommonJS: imports become requires, the rest an async function. */
-function toCommonJs(code) {
-  const requires = [];
-  const body = code.replace(/^import\s*\{([^}]*)\}\s*from\s*("[^"]+");$/gm, (_, names, from) => {
-    requires.push(`const {${names.replaceAll(" as ", ": ")}} = require(${from});`);
-    return "";
-  });
-  assert(!/^import\b/m.test(body), "the example has imports that are not of names");
-  return `${requires.join("\n")}\n(async () => {\n${body}\n})();\n`;
-}
-
-/** Runs the README's example in `dir` as an ES module and as CommonJS, side by side; returns what it prints. */
-async function runExample(dir, { example }) {
-  const { code } = transformSync(example, { loader: "ts", target: "node20" });
-  writeFileSync(join(dir, "example.mjs"), code);
-  writeFileSync(join(dir, "example.cjs"), toCommonJs(code));
-  const runs = ["example.mjs", "example.cjs"].map(async (file) => {
-    const { stdout, stderr } = await promisify(execFile)(process.execPath, [file], { cwd: dir, env });
-    assert(!stderr, `${file} warns:\n${stderr}`);
-    assert(stdout.trim(), `${file} prints nothing`);
-    return stdout;
-  });
-  return (await Promise.all(runs)).join("");
-}
-
-/** Type-checks the README's example, a require of the package, and its declarations. */
-function checkTypes(dir, { name, example }) {
-  writeFileSync(join(dir, "example.mts"), example);
-  writeFileSync(join(dir, "main.cts"), `import all = require("${name}");\nconsole.log(Object.keys(all));\n`);
-  writeJson(join(dir, "tsconfig.json"), {
-    compilerOptions: {
-      module: "nodenext",
-      target: "es2022",
-      lib: ["es2023", "esnext.disposable", "dom"],
-      strict: true,
-      noEmit: true,
-      types: ["node"],
-      typeRoots: [join(root, "node_modules", "@types")],
-    },
-    files: ["example.mts", "main.cts"],
-  });
-  // Declarations of other packages are checked too, but what is wrong there is not for us to fail on.
-  const { stdout } = spawnSync(tool("tsc"), ["-p", ".", "--pretty", "false"], {
-    cwd: dir,
-    env,
-    encoding: "utf8",
-  });
-  const isOthers = (line) => /^[^(]*node_modules\/(?!@moba-js\/|moba-js\/)[^(]*\(\d/.test(line);
-  const errors = stdout.split("\n").filter((line) => /error TS/.test(line) && !isOthers(line));
-  assert(errors.length === 0, errors.join("\n"));
-}
-
-function publish(packages) {
-  for (const { tarball } of packages) {
-    run("npm", ["publish", tarball, "--access", "public", "--loglevel=error"], temp, { warnings: true });
-  }
-  return `${packages.length} packages, version ${packages[0].version}`;
-}
-
-/** Serves a folder; returns its address. */
-function serve(dir) {
-  const types = { ".html": "text/html", ".js": "text/javascript" };
-  const server = createServer((request, response) => {
-    const file = join(dir, request.url === "/" ? "index.html" : request.url);
-    if (!existsSync(file)) return response.writeHead(404).end();
-    response.writeHead(200, { "content-type": types[extname(file)] ?? "text/plain" }).end(readFileSync(file));
-  });
-  return new Promise((resolve) => {
-    server.listen(0, "127.0.0.1", () =>
-      resolve({ url: `http://127.0.0.1:${server.address().port}/`, close: () => server.close() }),
-    );
-  });
-}
-
-const PAGE = `
-import { cuSeqlensFromLengths } from "@moba-js/tensor";
-import { ReferenceBackend } from "@moba-js/reference";
-import { snr } from "@moba-js/snr";
-import { openWebGpu } from "@moba-js/webgpu";
-import { openBackend } from "moba-js";
-
-const attend = async (backend) => {
-  const x = backend.tensor(Float32Array.from({ length: 64 * 8 }, Math.random), [64, 1, 8]);
-  return (await backend.moba(x, x, x, { blockSize: 16, topK: 2 }).out.data()).length;
-};
-globalThis.results = async () => ({
-  tensor: cuSeqlensFromLengths([3, 5]).join(),
-  snr: snr({ headDim: 128, blockSize: 64, separation: 1 }),
-  reference: await attend(new ReferenceBackend()),
-  umbrella: await attend(await openBackend("cpu")),
-  webgpu: await openWebGpu().then(attend, (error) => error.name),
-});`;
-
-async function bundleAndBrowse() {
-  const browser =
-    process.env.CHROMIUM ??
-    spawnSync("which", ["chromium", "google-chrome"], { encoding: "utf8" }).stdout.split("\n")[0];
-  assert(browser || !process.env.CI, "no Chromium found (install one, or name it in CHROMIUM)");
-  const dir = project("web");
-  run("npm", ["install", "--save-dev", "vite@8", ...IN_BROWSERS], dir);
-  writeFileSync(join(dir, "index.html"), `<script type="module" src="/main.js"></script>`);
-  writeFileSync(join(dir, "main.js"), PAGE);
-  run(join(dir, "node_modules", ".bin", "vite"), ["build"], dir);
-  if (!browser) return "bundled; not run: no Chromium found (install one, or name it in CHROMIUM)";
-
-  const server = await serve(join(dir, "dist"));
-  const instance = await chromium.launch({ executablePath: browser, args: ["--no-sandbox"] });
-  try {
-    const page = await instance.newPage();
-    const errors = [];
-    page.on("pageerror", (error) => errors.push(error.message));
-    await page.goto(server.url);
-    const { webgpu, ...others } = await page.evaluate("results()");
-    const expected = { tensor: "0,3,8", snr: 1, reference: 512, umbrella: 512 };
-    assert(JSON.stringify(others) === JSON.stringify(expected), JSON.stringify({ others, expected }));
-    assert(webgpu === 512 || webgpu === "DeviceError", `webgpu: ${webgpu}`);
-    assert(errors.length === 0, errors.join("\n"));
-    return webgpu === 512 ? "WebGPU too" : "no WebGPU device in this browser, and it says so";
-  } finally {
-    await instance.close();
-    server.close();
-  }
-}
-
-async function rehearse() {
+/** Packs the workspace and checks what is packed. */
+async function checkPackages() {
+  const staged = join(temp, "staged");
   let packages = [];
-  await step(
-    "stage the workspace, bump versions by the changesets, pack",
-    () => {
-      mkdirSync(staged);
-      stage(staged);
-      bump(staged);
-      packages = pack(staged, join(temp, "tarballs"));
-      const platform = packages.find(({ name }) => name.startsWith("@moba-js/cuda-"));
-      return platform ? `with ${platform.name}` : "without a prebuilt package for CUDA: it is not built here";
-    },
-    { needed: true },
-  );
-  await step("what is packed: exports and types (publint, attw), imports, sizes", async () => {
+  await step("stage the workspace and pack", () => {
+    stage(staged);
+    packages = pack(staged, join(temp, "tarballs"));
+    const [platform] = builtPlatforms();
+    return platform ? `with @moba-js/cuda-${platform}` : "without binaries of @moba-js/cuda: not built here";
+  });
+  await step("what is packed: exports and types (publint, attw), files, imports, sizes", async () => {
     const problems = [];
     for (const { name, tarball } of packages) {
       const dir = join(temp, "unpacked", name);
       mkdirSync(dir, { recursive: true });
-      run("tar", ["xzf", tarball, "-C", dir, "--strip-components=1"], temp);
-      const found = [await checkExports(tarball), checkImports(dir), await checkSize(tarball, dir)].flat();
+      await run("tar", ["xzf", tarball, "-C", dir, "--strip-components=1"], { cwd: temp });
+      const found = [await checkExports(tarball), checkFiles(dir), checkImports(dir)].flat();
+      if (found.length === 0) found.push(...(await checkSize(tarball, dir))); // bundles, so imports must be right
       problems.push(...found.map((problem) => `${name}: ${problem}`));
     }
     assert(problems.length === 0, problems.join("\n"));
   });
   await step("public APIs are the reviewed ones", () => {
     const problems = withApi().map(({ dir }) => checkApi(dir));
-    assert(
-      problems.every((problem) => problem === ""),
-      problems.filter(Boolean).join("\n"),
-    );
+    const found = problems.filter((problem) => problem !== "");
+    assert(found.length === 0, found.join("\n"));
   });
+}
 
-  let registry;
-  await step(
-    "start a registry",
-    async () => {
-      registry = await startRegistry(join(temp, "registry"));
-      const host = new URL(registry.url).host;
-      const settings = [
-        "fund=false",
-        "audit=false",
-        "update-notifier=false",
-        `//${host}/:_authToken=rehearsal`,
-      ];
-      writeFileSync(env.NPM_CONFIG_USERCONFIG, `${[`registry=${registry.url}`, ...settings].join("\n")}\n`);
-    },
-    { needed: true },
-  );
-  await step("publish", () => publish(packages), { needed: true });
+/** A git repository with the workspace, where releases are made. */
+async function repository() {
+  const dir = join(temp, "repository");
+  copyWorkspace(dir);
+  await run("git", ["init", "--quiet", "--initial-branch=main"], { cwd: dir });
+  const settings = {
+    "user.name": "Rehearsal",
+    "user.email": "rehearsal@localhost",
+    "commit.gpgsign": "false",
+  };
+  for (const setting of Object.entries(settings)) await run("git", ["config", ...setting], { cwd: dir });
+  await commit(dir, "all");
+  return dir;
+}
 
-  const libraries = packages.filter(({ manifest }) => manifest.exports?.["."]);
-  for (const library of libraries) {
-    const readme = readmeOf(library);
-    await step(`npm: ${library.name} alone`, async () => {
-      const dir = project(`npm-${library.name}`);
-      assert(
-        readme.names.includes(library.name) && readme.example,
-        "no install line or example in its README",
-      );
-      run("npm", ["install", ...readme.names], dir);
-      const found = installed(dir);
-      const most = MOST_PACKAGES[library.name] ?? Number.POSITIVE_INFINITY;
-      assert(found.length <= most, `${found.length} packages instead of ${most}: ${found.join(", ")}`);
-      const { packages: locked } = readJson(join(dir, "package-lock.json"));
-      const scripts = Object.keys(locked).filter((path) => locked[path].hasInstallScript);
-      assert(scripts.length === 0, `install scripts: ${scripts.join(", ")}`);
-      const printed = await runExample(dir, readme);
-      const prebuilt = `${library.name}-${process.platform}-${process.arch}`;
-      if (packages.some(({ name }) => name === prebuilt))
-        assert(!printed.includes("no addon"), `the addon of ${prebuilt} is not found:\n${printed}`);
-      checkTypes(dir, readme);
-      return `${found.length} package${found.length > 1 ? "s" : ""}; example in ESM, CommonJS and TypeScript`;
-    });
-    await step(`pnpm: ${library.name} alone`, async () => {
-      const dir = project(`pnpm-${library.name}`);
-      writeFileSync(join(dir, "pnpm-workspace.yaml"), "minimumReleaseAge: 0\n");
-      run(tool("pnpm"), ["add", "--store-dir", join(temp, "store"), ...readme.names], dir);
-      await runExample(dir, readme);
-    });
-  }
-  await step("npm: @moba-js/cli, moba doctor", () => {
-    const dir = project("cli");
-    run("npm", ["install", "@moba-js/cli"], dir);
+async function commit(dir, message) {
+  await run("git", ["add", "--all"], { cwd: dir });
+  await run("git", ["commit", "--quiet", "-m", message], { cwd: dir });
+}
+
+/** Releases the repository in `dir` to the registry of `env`, as `npm run release` does; the tests are not run again. */
+async function release(dir, env) {
+  const module = JSON.stringify(new URL("release.mjs", import.meta.url));
+  const code = `import { release } from ${module}; release(process.cwd(), () => {});`;
+  await run(process.execPath, ["--input-type=module", "-e", code], {
+    cwd: dir,
+    env: { ...env, PATH: process.env.PATH },
+    warnings: true,
+  });
+  const { version } = publicPackages(dir)[0];
+  const tags = await run("git", ["tag", "--points-at", "HEAD"], { cwd: dir });
+  assert(tags.trim() === `v${version}`, `the release is not tagged v${version}: ${tags}`);
+  assert(!spawnSync("git", ["status", "--porcelain"], { cwd: dir, encoding: "utf8" }).stdout, "not clean");
+  return version;
+}
+
+/** Installs a library alone, as its README says, and runs its example: first with npm, then with pnpm. */
+async function tryLibrary(library, env) {
+  const { name } = library;
+  const readme = readmeOf(library);
+  const dir = project(`npm-${name}`);
+  const compiled = await step(`npm: ${name} alone`, async () => {
+    assert(readme.example, "no example in its README");
+    const start = Date.now();
+    await run("npm", ["install", ...readme.names], { cwd: dir, env });
     const { length } = installed(dir);
-    assert(/cpu/.test(run(join(dir, "node_modules", ".bin", "moba"), ["doctor"], dir)), "no cpu backend");
-    return `${length} packages`;
+    const most = MOST_PACKAGES[name] ?? Number.POSITIVE_INFINITY;
+    assert(length <= most, `${length} packages instead of ${most}: ${installed(dir).join(", ")}`);
+    const installTime = Date.now() - start;
+    await compileExample(dir, readme);
+    const running = Date.now();
+    const printed = await runExamples(dir, env);
+    const seconds = (installTime + Date.now() - running) / 1000;
+    assert(seconds < MOST_SECONDS, `from an empty folder to its output it takes ${seconds} s`);
+    const isCuda = name === "@moba-js/cuda";
+    const binaries = builtPlatforms().includes(`${process.platform}-${process.arch}`);
+    assert(!isCuda || !binaries || !printed.includes("no addon"), `the addon is not found:\n${printed}`);
+    return `${length} package${length > 1 ? "s" : ""}; example in ESM, CommonJS and TypeScript, ${seconds.toFixed(1)} s from an empty folder`;
   });
-  await step("Vite bundles, run in Chromium", bundleAndBrowse);
-  await step("a patch release by a changeset: publish it, update an installed project", async () => {
-    writeFileSync(
-      join(staged, ".changeset", "rehearsal.md"),
-      `---\n"@moba-js/tensor": patch\n---\n\nA patch.\n`,
-    );
-    bump(staged);
-    const before = packages[0].version;
-    const next = pack(staged, join(temp, "tarballs"));
-    const { version } = next[0];
-    assert(version !== before, `the version is still ${version}`);
-    publish(next);
-    const dir = join(temp, "projects", "npm-moba-js");
-    run("npm", ["update"], dir);
-    const locked = readJson(join(dir, "package-lock.json")).packages;
-    const old = Object.keys(locked).filter(
-      (path) =>
-        next.some(({ name }) => path.endsWith(`node_modules/${name}`)) && locked[path].version !== version,
-    );
-    assert(old.length === 0, `not updated: ${old.join(", ")}`);
-    await runExample(dir, readmeOf(packages.find(({ name }) => name === "moba-js")));
-    return `${before} to ${version}`;
+  if (!compiled) return;
+  await step(`pnpm: ${name} alone`, async () => {
+    const other = project(`pnpm-${name}`);
+    await run("pnpm", ["add", ...readme.names], { cwd: other, env });
+    copyExamples(dir, other);
+    await runExamples(other, env);
   });
+}
+
+/** Installs the command alone and runs it. */
+async function tryCommand(command, env) {
+  const { names } = readmeOf(command);
+  const tryMoba = async (moba, cwd) => {
+    assert(/cpu/.test(await run(moba, ["doctor"], { cwd, env })), "no cpu backend");
+    const found = await run(moba, ["find", "the whiteness of the whale"], { cwd, env });
+    assert(found.includes("Chapter 42. The Whiteness of The Whale"), found);
+  };
+  await step("npm: @moba-js/cli alone", async () => {
+    const dir = project("npm-cli");
+    await run("npm", ["install", "--global", "--prefix", dir, ...names], { cwd: dir, env });
+    await tryMoba(join(dir, "bin", "moba"), dir);
+  });
+  await step("pnpm: @moba-js/cli alone", async () => {
+    const dir = project("pnpm-cli");
+    await run("pnpm", ["add", ...names], { cwd: dir, env });
+    await tryMoba(join(dir, "node_modules", ".bin", "moba"), dir);
+  });
+}
+
+/** Builds the addon and a kernel of an installed `@moba-js/cuda`, as on a platform without binaries. */
+async function buildCuda(env) {
+  const needed = ["g++", "make", "python3"];
+  const missing = needed.filter((name) => spawnSync("which", [name]).status !== 0);
+  if (missing.length > 0) return `not built: no ${missing.join(", ")} here`;
+  const dir = project("cuda-from-source");
+  const builder = { ...env, PATH: process.env.PATH };
+  const names = ["@moba-js/cuda", "node-gyp@12", "node-addon-api@8"];
+  await run("npm", ["install", "--omit=optional", ...names], { cwd: dir, env });
+  const tools = join(dir, "node_modules", "@moba-js", "cuda", "tools");
+  const addon = await run(process.execPath, [join(tools, "addon.mjs")], { cwd: dir, env: builder });
+  const kernels = await run(process.execPath, [join(tools, "kernels.mjs"), "advance"], {
+    cwd: dir,
+    env: builder,
+  });
+  copyExamples(join(temp, "projects", "npm-@moba-js-cuda"), dir);
+  const printed = await runExamples(dir, env);
+  assert(!printed.includes("no addon"), `the addon is not found:\n${addon}${printed}`);
+  return kernels.trim().split("\n").at(-1);
+}
+
+/** A patch by a changeset, released; then an installed project is updated. */
+async function releaseAgain(dir, env) {
+  const before = publicPackages(dir)[0].version;
+  writeFileSync(join(dir, ".changeset", "patch.md"), `---\n"@moba-js/tensor": patch\n---\n\nA patch.\n`);
+  const refused = await release(dir, env).then(() => "", String);
+  assert(refused.includes("not clean"), `a dirty tree is released: ${refused}`);
+  await commit(dir, "fix: a patch");
+  const version = await release(dir, env);
+  assert(version !== before, `the version is still ${version}`);
+  const left = publicPackages(dir).filter((found) => found.version !== version);
+  assert(left.length === 0, `not moved: ${left.map(({ name }) => name).join(", ")}`);
+  const changelog = readFileSync(join(dir, "packages", "tensor", "CHANGELOG.md"), "utf8");
+  assert(changelog.includes(`## ${version}\n\n### Patch Changes\n\n- A patch.\n`), changelog);
+
+  const app = join(temp, "projects", "npm-moba-js");
+  await run("npm", ["update"], { cwd: app, env });
+  const { packages } = readJson(join(app, "package-lock.json"));
+  const old = Object.keys(packages).filter(
+    (path) => /node_modules\/(@moba-js\/[^/]+|moba-js)$/.test(path) && packages[path].version !== version,
+  );
+  assert(old.length === 0, `not updated: ${old.join(", ")}`);
+  await runExamples(app, env);
+  return `${before} to ${version}`;
+}
+
+/** Releases to a registry of its own, and is its user. */
+async function releaseAndUse() {
+  const dir = await repository();
+  let env;
+  const released = await step("start a registry and release to it", async () => {
+    const registry = await startRegistry(join(temp, "registry"));
+    env = userEnvironment(temp, registry.url);
+    return `version ${await release(dir, env)}`;
+  });
+  if (!released) return;
+
+  const packages = publicPackages(dir);
+  const library = (name) => packages.find((found) => found.name === name);
+  const others = packages.filter(({ name, manifest }) => name !== "moba-js" && manifest.exports?.["."]);
+  await inPairs([
+    () => tryLibrary(library("moba-js"), env),
+    () => tryCommand(library("@moba-js/cli"), env),
+    () => step("Vite bundles, run in Chromium", () => bundleAndBrowse(project("web"), env)),
+    ...others.map((found) => () => tryLibrary(found, env)),
+  ]);
+  await step("@moba-js/cuda from source", () => buildCuda(env));
+  await step("release a patch, update an installed project", () => releaseAgain(dir, env));
 }
 
 const start = Date.now();
 if (process.argv.includes("--keep")) console.log(`keeps ${temp}`);
-else process.once("exit", () => rmSync(temp, { recursive: true, force: true }));
-try {
-  await rehearse();
-} catch (error) {
-  if (failures.length === 0) throw error;
-  console.log("The steps after this one need it.");
-}
-console.log(`${count} steps, ${failures.length} failed, ${Math.round((Date.now() - start) / 1000)} s`);
+// By a process of its own: there are some 25,000 files, and nobody has to wait for that.
+else process.once("exit", () => spawn("rm", ["-rf", temp], { detached: true, stdio: "ignore" }).unref());
+
+await checkPackages();
+if (failures.length > 0) console.log("Nothing is released: what is packed is not right.");
+else if (!process.env.CI && !reachesRegistry()) console.log("skipped: the rest, there is no network");
+else await releaseAndUse();
+
+console.log(`${failures.length === 0 ? "ok" : "FAILED"}, ${Math.round((Date.now() - start) / 1000)} s`);
 for (const failure of failures) console.log(`failed: ${failure}`);
 process.exit(failures.length === 0 ? 0 : 1); // which stops the registry
