@@ -55,13 +55,17 @@ export function rowQuads(headDim: number): number {
   return ROW_QUADS.find((size) => size >= quads) ?? quads;
 }
 
+/** Room for what is not by rows: the note of what is not finite. */
+const FLAGS = 16;
+
 /** Bytes that the tiles take. */
 function storageOf({ BQ, BK }: Tile, quads: number, needs: TileNeeds): number {
   const rowBytes = 16 * (quads + 1);
   const weightRowBytes = 16 * (BK / 4 + 1);
   const partials = BQ * BK;
   const rows = needs.owned * BQ * rowBytes + needs.passing * BK * rowBytes;
-  return rows + needs.weights * BQ * weightRowBytes + partials + (needs.bytesPerRow ?? 0) * Math.max(BQ, BK);
+  const notes = (needs.bytesPerRow ?? 0) * Math.max(BQ, BK) + FLAGS;
+  return rows + needs.weights * BQ * weightRowBytes + partials + notes;
 }
 
 /**
