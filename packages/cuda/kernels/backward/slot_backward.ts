@@ -1,5 +1,5 @@
 import type { AttendBackwardProblem, AttentionGradients, CuSeqlens } from "@moba-js/tensor";
-import { type Device, pointerOf } from "../../src/device.js";
+import { type Arguments, type Device, pointerOf } from "../../src/device.js";
 import { ceilDiv } from "../common/launch.js";
 import { type BlockLists, invert } from "../route/invert.js";
 import { queryRanges } from "../route/ranges.js";
@@ -84,6 +84,46 @@ export interface SlotBackwardKernel {
   mostRows(rows: number): number;
   /** Enqueues the gradients of a wave: keys' and values' to `dk`, `dv` and pieces, queries' to the partial ones. */
   differentiate(wave: BackwardWave): void;
+}
+
+/** Adds what every kernel for the plan takes of a wave, in this order. `ticket`: address of a zero. */
+export function addWave(
+  args: Arguments,
+  { tokens, heads, kvHeads, scale, routing }: AttendBackwardProblem,
+  wave: BackwardWave,
+  ticket: number,
+): Arguments {
+  const { lists, chunks } = wave;
+  const { ranges } = lists;
+  return args
+    .pointer(wave.rowTerms)
+    .pointer(ranges.table)
+    .pointer(lists.counts)
+    .pointer(lists.starts)
+    .pointer(lists.entries)
+    .pointer(wave.items)
+    .pointer(wave.itemStarts)
+    .pointer(ticket)
+    .pointer(wave.partial)
+    .pointer(wave.pieces)
+    .pointer(wave.dk)
+    .pointer(wave.dv)
+    .int(tokens)
+    .int(heads)
+    .int(heads / kvHeads)
+    .int(routing.indices.shape[2])
+    .int(chunks.chunks)
+    .int(chunks.keys)
+    .int(routing.blockSize)
+    .int(wave.firstKvHead)
+    .int(ranges.firstToken)
+    .int(ranges.tokens)
+    .int(ranges.count)
+    .int(ranges.blocks)
+    .int(wave.mostItems)
+    .int(wave.segments)
+    .int(Number(routing.causal))
+    .float(scale);
 }
 
 /** Items begin at multiples of these rows: as in cut_lists.cu. */

@@ -1,7 +1,7 @@
 import type { AttendBackwardProblem, AttentionGradients, FloatDType } from "@moba-js/tensor";
 import { Arguments, type Device, pointerOf } from "../../src/device.js";
 import { tensorCores } from "../common/sm80.js";
-import { type BackwardWave, MOST_KEYS, slotAttendBackward } from "./slot_backward.js";
+import { addWave, type BackwardWave, MOST_KEYS, slotAttendBackward } from "./slot_backward.js";
 
 /** As in the kernels: the keys of a tile, and the rows of queries that pass by at once. */
 interface Tile {
@@ -46,44 +46,16 @@ export function sm80AttendBackward(
 }
 
 function differentiate(device: Device, problem: AttendBackwardProblem, wave: BackwardWave): void {
-  const { q, dOut, k, v, dtype, tokens, heads, kvHeads, headDim, scale, routing } = problem;
-  const { lists, chunks } = wave;
-  const { ranges } = lists;
+  const { q, dOut, k, v, dtype, headDim } = problem;
+  const { chunks } = wave;
   using ticket = device.scratch(4);
   device.fill(ticket.pointer, 4, 0);
   const args = new Arguments()
     .pointer(pointerOf(q))
     .pointer(pointerOf(dOut))
     .pointer(pointerOf(k))
-    .pointer(pointerOf(v))
-    .pointer(wave.rowTerms)
-    .pointer(ranges.table)
-    .pointer(lists.counts)
-    .pointer(lists.starts)
-    .pointer(lists.entries)
-    .pointer(wave.items)
-    .pointer(wave.itemStarts)
-    .pointer(ticket.pointer)
-    .pointer(wave.partial)
-    .pointer(wave.pieces)
-    .pointer(wave.dk)
-    .pointer(wave.dv)
-    .int(tokens)
-    .int(heads)
-    .int(heads / kvHeads)
-    .int(routing.indices.shape[2])
-    .int(chunks.chunks)
-    .int(chunks.keys)
-    .int(routing.blockSize)
-    .int(wave.firstKvHead)
-    .int(ranges.firstToken)
-    .int(ranges.tokens)
-    .int(ranges.count)
-    .int(ranges.blocks)
-    .int(wave.mostItems)
-    .int(wave.segments)
-    .int(Number(routing.causal))
-    .float(scale);
+    .pointer(pointerOf(v));
+  addWave(args, problem, wave, ticket.pointer);
   const tile = keyTile(headDim, chunks.keys);
   const kernel = device.kernel(
     "sm80_attend_backward",

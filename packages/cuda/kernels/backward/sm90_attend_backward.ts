@@ -1,6 +1,6 @@
 import type { AttendBackwardProblem, AttentionGradients } from "@moba-js/tensor";
 import { Arguments, type Device, pointerOf } from "../../src/device.js";
-import { type BackwardWave, slotAttendBackward } from "./slot_backward.js";
+import { addWave, type BackwardWave, slotAttendBackward } from "./slot_backward.js";
 
 /** As in sm90_attend_backward.cu: keys of a chunk at most, and stages of keys, of values and of tiles of queries. */
 interface Shape {
@@ -60,9 +60,8 @@ export function sm90AttendBackward(
 }
 
 function differentiate(device: Device, problem: AttendBackwardProblem, wave: BackwardWave): void {
-  const { q, dOut, k, v, tokens, heads, kvHeads, scale, routing } = problem;
-  const { lists, chunks } = wave;
-  const { ranges } = lists;
+  const { q, dOut, k, v, kvHeads, scale } = problem;
+  const { chunks } = wave;
   const dtype = problem.dtype as "f16" | "bf16";
   const headDim = problem.headDim as 64 | 128;
   const shape = SHAPES[headDim][chunks.keys <= 64 ? 0 : 1];
@@ -75,35 +74,8 @@ function differentiate(device: Device, problem: AttendBackwardProblem, wave: Bac
     .bytes(map(pointerOf(k)), 64)
     .bytes(map(pointerOf(v)), 64)
     .pointer(pointerOf(q))
-    .pointer(pointerOf(dOut))
-    .pointer(wave.rowTerms)
-    .pointer(ranges.table)
-    .pointer(lists.counts)
-    .pointer(lists.starts)
-    .pointer(lists.entries)
-    .pointer(wave.items)
-    .pointer(wave.itemStarts)
-    .pointer(ticket.pointer)
-    .pointer(wave.partial)
-    .pointer(wave.pieces)
-    .pointer(wave.dk)
-    .pointer(wave.dv)
-    .int(tokens)
-    .int(heads)
-    .int(heads / kvHeads)
-    .int(routing.indices.shape[2])
-    .int(chunks.chunks)
-    .int(chunks.keys)
-    .int(routing.blockSize)
-    .int(wave.firstKvHead)
-    .int(ranges.firstToken)
-    .int(ranges.tokens)
-    .int(ranges.count)
-    .int(ranges.blocks)
-    .int(wave.mostItems)
-    .int(wave.segments)
-    .int(Number(routing.causal))
-    .float(scale)
+    .pointer(pointerOf(dOut));
+  addWave(args, problem, wave, ticket.pointer)
     .float(scale * Math.LOG2E)
     .bytes(new Uint8Array(0), 64);
   const name = `sm90_attend_backward_${dtype}_d${headDim}_b${shape.keys}`;
