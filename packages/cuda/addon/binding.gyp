@@ -3,7 +3,7 @@
     {
       "target_name": "moba_cuda",
       "sources": [
-        "addon.cc", "blas.cc", "device.cc", "driver.cc", "graph.cc", "launch.cc", "memory.cc", "primary.cc", "product.cc", "transfer.cc"
+        "addon.cc", "beside.cc", "blas.cc", "device.cc", "driver.cc", "graph.cc", "launch.cc", "memory.cc", "primary.cc", "product.cc", "transfer.cc"
       ],
       "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")"],
       "defines": ["NAPI_VERSION=8", "NAPI_CPP_EXCEPTIONS", "NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS"],

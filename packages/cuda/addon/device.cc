@@ -33,6 +33,9 @@ Napi::Function Device::Define(Napi::Env env) {
                       InstanceMethod<&Device::EndCapture>("endCapture"),
                       InstanceMethod<&Device::LaunchGraph>("launchGraph"),
                       InstanceMethod<&Device::DestroyGraph>("destroyGraph"),
+                      InstanceMethod<&Device::BeginBeside>("beginBeside"),
+                      InstanceMethod<&Device::EndBeside>("endBeside"),
+                      InstanceMethod<&Device::JoinBeside>("joinBeside"),
                       InstanceMethod<&Device::Close>("close")});
 }
 
@@ -42,6 +45,7 @@ Device::Device(Info info) : Napi::ObjectWrap<Device>(info), env_(info.Env()) {
     primary_ = Primary::acquire(info[0].As<Napi::Number>().Int32Value());
     const Primary::Use use(*primary_);
     Check(driver().cuStreamCreate(&stream_, CU_STREAM_NON_BLOCKING), "creating a stream");
+    current_ = stream_;
   } catch (const DriverError& error) {
     throw toJavaScript(env_, error);
   }
@@ -75,9 +79,11 @@ void Device::CloseOnce() {
       if (cuda.cuStreamEndCapture(stream_, &unfinished) == CUDA_SUCCESS) cuda.cuGraphDestroy(unfinished);
       events_.insert(beforeCapture_);
     }
+    MarkReads();
     Check(cuda.cuStreamSynchronize(stream_), "closing the device");
-  } catch (const DriverError&) {
+  } catch (const DriverError& error) {
     // The context is lost: what waits for it is told so, and nothing in it can be freed one by one.
+    FailReads(error);
   }
   if (waiter_.joinable()) {
     {
@@ -99,6 +105,7 @@ void Device::CloseOnce() {
     if (ring_.memory != nullptr) cuda.cuMemFreeHost(ring_.memory);
     if (relay_ != nullptr) cuda.cuMemFreeHost(relay_);
     if (slots_ != nullptr) cuda.cuMemFreeHost(slots_);
+    if (beside_ != nullptr) cuda.cuStreamDestroy(beside_);
     cuda.cuStreamDestroy(stream_);
   } catch (const DriverError&) {
     blas_.release();  // what it holds went with the context

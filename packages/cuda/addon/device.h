@@ -38,6 +38,7 @@ struct Transfer {
 
 // A point of the stream that is waited for, and what is to be done then.
 struct Pending {
+  // Null of a read whose point is that of a later one.
   CUevent event = nullptr;
   const char* doing = "";
   // The error instead of the point, if any.
@@ -89,16 +90,22 @@ class Device : public Napi::ObjectWrap<Device> {
   bool TryUpload(CUdeviceptr target, const uint8_t* data, size_t bytes);
   void DeferUpload(CUdeviceptr target, const uint8_t* data, size_t bytes);
   CUevent RecordPoint();
-  Napi::Value Await(std::unique_ptr<Pending> pending);
+  void MarkReads();
+  void EndTurn();
+  void FailReads(const DriverError& error);
+  Napi::Value PromiseOf(Pending& pending);
   void Enqueue(std::unique_ptr<Pending> pending);
   void WaitLoop();
+  void WaitFor(const std::vector<std::unique_ptr<Pending>>& group);
   static void Settle(Napi::Env env, Napi::Function, Device* device, Pending* settled);
 
   // launch.cc
   Napi::Value LoadModule(Info info);   // (bytes) → module
   Napi::Value GetFunction(Info info);  // (module, name) → function
-  void AllowShared(Info info);         // (function, bytes): dynamic shared memory that it may be launched with
+  void AllowShared(Info info);         // (function, bytes): dynamic shared memory that it may be launched with; at first 48 KiB
   void Launch(Info info);              // (function, x, y, z, threads, sharedBytes, parameters, name)
+  void ReserveShared(CUfunction function, int bytes);
+  const std::vector<size_t>& Parameters(CUfunction function, size_t bytes);
   Napi::Value TensorMap(Info info);    // (pointer, type, dims, strides, box, swizzle) → Uint8Array of 128 bytes
 
   // product.cc
@@ -117,6 +124,11 @@ class Device : public Napi::ObjectWrap<Device> {
   void LaunchGraph(Info info);         // (graph)
   void DestroyGraph(Info info);        // (graph)
 
+  // beside.cc
+  void BeginBeside(Info info);         // (): what follows goes to the second stream, after all enqueued so far
+  void EndBeside(Info info);           // (): what follows goes to the first stream again, and waits for nothing
+  void JoinBeside(Info info);          // (): what follows waits for the second stream
+
   // device.cc
   void Close(Info info);               // (): frees everything; blocks until the stream is through
   void CloseOnce();
@@ -126,13 +138,18 @@ class Device : public Napi::ObjectWrap<Device> {
   void Check(CUresult result, const char* doing) {
     if (result != CUDA_SUCCESS) Fail(result, doing);
   }
-  // Runs `body(driver)` with the context current; driver errors become JavaScript errors.
-  template <typename Body>
+  // Runs `body(driver)` with the context current; driver errors become JavaScript errors. All but reads end a row of reads.
+  template <bool Reads = false, typename Body>
   auto Run(Body body);
 
   Napi::Env env_;
   std::shared_ptr<Primary> primary_;
   CUstream stream_ = nullptr;
+  // A second stream, which takes free multiprocessors first, and the points where the two part and meet; made on first use.
+  CUstream beside_ = nullptr;
+  CUevent parting_ = nullptr, meeting_ = nullptr;
+  // Where work is enqueued now: one of the two.
+  CUstream current_ = nullptr;
   bool closed_ = false;
 
   std::unordered_set<CUdeviceptr> allocations_;
@@ -152,6 +169,11 @@ class Device : public Napi::ObjectWrap<Device> {
   uint8_t* slots_ = nullptr;
   std::vector<uint8_t*> freeSlots_;
 
+  // Whether nothing was enqueued since the last read, and reads of this turn that have no point yet: those in a row share one, since
+  // what a busy device has in its queue is limited.
+  bool afterRead_ = false;
+  std::vector<std::unique_ptr<Pending>> reads_;
+
   // A thread waits for the points, so that neither JavaScript's thread nor its pool does.
   Napi::TypedThreadSafeFunction<Device, Pending, &Device::Settle> settler_;
   size_t unsettled_ = 0;
@@ -165,11 +187,15 @@ class Device : public Napi::ObjectWrap<Device> {
 // The JavaScript error of a driver error: its `cudaName` is the driver's name of it.
 Napi::Error toJavaScript(Napi::Env env, const DriverError& error);
 
-template <typename Body>
+template <bool Reads, typename Body>
 auto Device::Run(Body body) {
   try {
     if (closed_) throw DriverError("CUDA_ERROR_DEINITIALIZED", "the device is closed");
     const Primary::Use use(*primary_);
+    if (!Reads) {
+      MarkReads();
+      afterRead_ = false;
+    }
     return body(driver());
   } catch (const DriverError& error) {
     throw toJavaScript(env_, error);

@@ -64,7 +64,10 @@ const Driver& driver() {
   return table;
 }
 
-DriverError driverError(CUresult result, const std::string& doing) { return makeError(driver(), result, doing); }
+DriverError driverError(CUresult result, const std::string& doing) {
+  const char* end = isSticky(result) ? "; the driver takes no more work of this process: start a new one" : "";
+  return makeError(driver(), result, doing + end);
+}
 
 bool isSticky(CUresult result) {
   switch (result) {

@@ -53,10 +53,8 @@ constexpr int CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8;
 constexpr unsigned CU_STREAM_NON_BLOCKING = 1;
 constexpr int CU_STREAM_CAPTURE_MODE_RELAXED = 2;
 constexpr unsigned CU_EVENT_DEFAULT = 0;
+constexpr unsigned CU_EVENT_DISABLE_TIMING = 2;
 constexpr unsigned CU_EVENT_BLOCKING_SYNC_DISABLE_TIMING = 1 | 2;
-constexpr uintptr_t CU_LAUNCH_PARAM_END = 0;
-constexpr uintptr_t CU_LAUNCH_PARAM_BUFFER_POINTER = 1;
-constexpr uintptr_t CU_LAUNCH_PARAM_BUFFER_SIZE = 2;
 constexpr int CU_TENSOR_MAP_L2_PROMOTION_L2_128B = 2;
 
 // name in the table, exported symbol, parameters
@@ -86,6 +84,8 @@ constexpr int CU_TENSOR_MAP_L2_PROMOTION_L2_128B = 2;
   X(cuMemcpyDtoHAsync, cuMemcpyDtoHAsync_v2, (void*, CUdeviceptr, size_t, CUstream))                                 \
   X(cuMemcpyDtoDAsync, cuMemcpyDtoDAsync_v2, (CUdeviceptr, CUdeviceptr, size_t, CUstream))                           \
   X(cuStreamCreate, cuStreamCreate, (CUstream*, unsigned))                                                           \
+  X(cuStreamCreateWithPriority, cuStreamCreateWithPriority, (CUstream*, unsigned, int))                              \
+  X(cuStreamWaitEvent, cuStreamWaitEvent, (CUstream, CUevent, unsigned))                                             \
   X(cuStreamDestroy, cuStreamDestroy_v2, (CUstream))                                                                 \
   X(cuStreamSynchronize, cuStreamSynchronize, (CUstream))                                                            \
   X(cuLaunchHostFunc, cuLaunchHostFunc, (CUstream, CUhostFn, void*))                                                 \
@@ -131,7 +131,7 @@ class DriverError : public std::runtime_error {
   const std::string cuda_name;
 };
 
-// The error of a failed call; `doing` completes "… while".
+// The error of a failed call; `doing` says what for.
 DriverError driverError(CUresult result, const std::string& doing);
 
 // Whether the error leaves the context unusable: everything in it is lost.

@@ -12,7 +12,7 @@ Napi::Value Device::CreateEvent(Info info) {
 
 void Device::RecordEvent(Info info) {
   Run([&](const Driver& cuda) {
-    Check(cuda.cuEventRecord(toHandle<CUevent>(info[0]), stream_), "recording an event");
+    Check(cuda.cuEventRecord(toHandle<CUevent>(info[0]), current_), "recording an event");
   });
 }
 

@@ -7,6 +7,7 @@
 namespace {
 
 constexpr size_t kMostParameterBytes = 4096;  // what every driver takes
+constexpr int kUnaskedSharedBytes = 48 << 10;
 
 }  // namespace
 
@@ -26,21 +27,33 @@ Napi::Value Device::GetFunction(Info info) {
     CUfunction function = nullptr;
     const CUresult result = cuda.cuModuleGetFunction(&function, toHandle<CUmodule>(info[0]), name.c_str());
     if (result != CUDA_SUCCESS) Fail(result, "looking up kernel " + name);
-    std::vector<size_t>& offsets = parameters_[function];
-    offsets.clear();
-    size_t offset, size;
-    while (cuda.cuFuncGetParamInfo(function, offsets.size(), &offset, &size) == CUDA_SUCCESS) offsets.push_back(offset);
+    // The driver's own limit is on shared memory of both kinds: what a kernel declares would count.
+    ReserveShared(function, kUnaskedSharedBytes);
     return toNumber(env_, function);
   });
 }
 
+void Device::ReserveShared(CUfunction function, int bytes) {
+  const CUresult result = driver().cuFuncSetAttribute(function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes);
+  if (result != CUDA_SUCCESS) Fail(result, "reserving " + std::to_string(bytes) + " bytes of shared memory");
+}
+
 void Device::AllowShared(Info info) {
-  Run([&](const Driver& cuda) {
-    const int bytes = info[1].As<Napi::Number>().Int32Value();
-    const CUresult result = cuda.cuFuncSetAttribute(toHandle<CUfunction>(info[0]),
-                                                    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes);
-    if (result != CUDA_SUCCESS) Fail(result, "reserving " + std::to_string(bytes) + " bytes of shared memory");
-  });
+  Run([&](const Driver&) { ReserveShared(toHandle<CUfunction>(info[0]), info[1].As<Napi::Number>().Int32Value()); });
+}
+
+// Where the parameters of a kernel begin, counted from the first: all that lie in so many bytes. To ask for one that there is not
+// would be an error to the tools that watch the driver.
+const std::vector<size_t>& Device::Parameters(CUfunction function, size_t bytes) {
+  const auto [found, isNew] = parameters_.try_emplace(function);
+  std::vector<size_t>& offsets = found->second;
+  size_t first = 0, offset = 0, size = 0;
+  for (size_t end = 0; isNew && end < bytes; end = offset - first + size) {
+    if (driver().cuFuncGetParamInfo(function, offsets.size(), &offset, &size) != CUDA_SUCCESS) break;
+    if (offsets.empty()) first = offset;
+    offsets.push_back(offset - first);
+  }
+  return offsets;
 }
 
 void Device::Launch(Info info) {
@@ -54,11 +67,10 @@ void Device::Launch(Info info) {
     }
     std::memcpy(bytes, packed.Data(), packed.ByteLength());
     // One by one: given as a whole, the driver would not see to the alignment of the first.
-    const std::vector<size_t>& offsets = parameters_.at(function);
-    std::vector<void*> parameters(offsets.size());
-    for (size_t i = 0; i < offsets.size(); i++) parameters[i] = bytes + (offsets[i] - offsets[0]);
+    std::vector<void*> parameters;
+    for (size_t offset : Parameters(function, packed.ByteLength())) parameters.push_back(bytes + offset);
     const CUresult result = cuda.cuLaunchKernel(function, number(1), number(2), number(3), number(4), 1, 1, number(5),
-                                                stream_, parameters.data(), nullptr);
+                                                current_, parameters.data(), nullptr);
     if (result != CUDA_SUCCESS) Fail(result, "launching " + info[7].As<Napi::String>().Utf8Value());
   });
 }

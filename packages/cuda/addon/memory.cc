@@ -35,14 +35,14 @@ void Device::Free(Info info) {
 void Device::Fill(Info info) {
   Run([&](const Driver& cuda) {
     const auto byte = static_cast<unsigned char>(info[2].As<Napi::Number>().Uint32Value());
-    Check(cuda.cuMemsetD8Async(toPointer(info[0]), byte, toSize(info[1]), stream_), "filling memory");
+    Check(cuda.cuMemsetD8Async(toPointer(info[0]), byte, toSize(info[1]), current_), "filling memory");
   });
 }
 
 void Device::Copy(Info info) {
   Run([&](const Driver& cuda) {
     const CUresult result =
-        cuda.cuMemcpyDtoDAsync(toPointer(info[0]), toPointer(info[1]), toSize(info[2]), stream_);
+        cuda.cuMemcpyDtoDAsync(toPointer(info[0]), toPointer(info[1]), toSize(info[2]), current_);
     Check(result, "copying within the device");
   });
 }

@@ -34,9 +34,7 @@ std::shared_ptr<Primary> Primary::acquire(int ordinal) {
 
 Primary::Primary(CUdevice device) : device(device) {
   const CUresult result = driver().cuDevicePrimaryCtxRetain(&context_, device);
-  if (result == CUDA_SUCCESS) return;
-  const std::string opening = "opening device " + std::to_string(device);
-  throw driverError(result, isSticky(result) ? opening + ", which this process has lost: start a new one" : opening);
+  if (result != CUDA_SUCCESS) throw driverError(result, "opening device " + std::to_string(device));
 }
 
 Primary::~Primary() { end(); }
@@ -56,9 +54,10 @@ void Primary::note(CUresult result) {
 
 Primary::Use::Use(Primary& primary) : lock_(primary.use_) {
   if (primary.lost_) {
-    throw driverError(static_cast<CUresult>(primary.reason_.load()),
-                      "the device was lost by an earlier failure; the driver takes no more work of this process: start a new one");
+    throw driverError(static_cast<CUresult>(primary.reason_.load()), "the device was lost by an earlier failure");
   }
   const CUresult result = driver().cuCtxSetCurrent(primary.context_);
-  if (result != CUDA_SUCCESS) throw driverError(result, "making the device's context current");
+  if (result == CUDA_SUCCESS) return;
+  primary.note(result);
+  throw driverError(result, "making the device's context current");
 }

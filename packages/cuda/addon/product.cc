@@ -29,7 +29,7 @@ Napi::Value Device::PlanProduct(Info info) {
 Napi::Value Device::RunProduct(Info info) {
   return Run([&](const Driver&) -> Napi::Value {
     const bool enqueued = blas_->run(*toHandle<Product*>(info[0]), toPointer(info[1]), toPointer(info[2]),
-                                     toPointer(info[3]), toPointer(info[4]), toPointer(info[5]), stream_);
+                                     toPointer(info[3]), toPointer(info[4]), toPointer(info[5]), current_);
     return Napi::Boolean::New(env_, enqueued);
   });
 }

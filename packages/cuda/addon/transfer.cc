@@ -78,7 +78,7 @@ bool Device::TryUpload(CUdeviceptr target, const uint8_t* data, size_t bytes) {
     if (begin <= tail && tail - begin <= needed) return false;
   }
   std::memcpy(ring_.memory + begin, data, bytes);
-  Check(cuda.cuMemcpyHtoDAsync(target, ring_.memory + begin, bytes, stream_), "uploading");
+  Check(cuda.cuMemcpyHtoDAsync(target, ring_.memory + begin, bytes, current_), "uploading");
   ring_.pieces.push_back({RecordPoint(), begin});
   ring_.head = begin + needed;
   return true;
@@ -93,8 +93,8 @@ void Device::DeferUpload(CUdeviceptr target, const uint8_t* data, size_t bytes) 
   for (size_t done = 0; done < bytes; done += kPieceBytes) {
     const size_t piece = std::min(kPieceBytes, bytes - done);
     transfer->steps.push_back({relay, transfer->memory + done, piece});
-    Check(cuda.cuLaunchHostFunc(stream_, copyOnHost, &transfer->steps.back()), "uploading");
-    Check(cuda.cuMemcpyHtoDAsync(target + done, relay, piece, stream_), "uploading");
+    Check(cuda.cuLaunchHostFunc(current_, copyOnHost, &transfer->steps.back()), "uploading");
+    Check(cuda.cuMemcpyHtoDAsync(target + done, relay, piece, current_), "uploading");
   }
   auto pending = std::make_unique<Pending>();
   pending->event = RecordPoint();
@@ -112,7 +112,7 @@ void Device::UploadNow(Info info) {
 }
 
 Napi::Value Device::Download(Info info) {
-  return Run([&](const Driver& cuda) -> Napi::Value {
+  return Run</* Reads */ true>([&](const Driver& cuda) -> Napi::Value {
     const CUdeviceptr source = toPointer(info[0]);
     const size_t bytes = toSize(info[1]);
     auto* transfer = new Transfer(bytes);
@@ -130,10 +130,18 @@ Napi::Value Device::Download(Info info) {
         Check(cuda.cuLaunchHostFunc(stream_, copyOnHost, &transfer->steps.back()), "reading");
       }
     }
-    pending->event = RecordPoint();
+    if (!afterRead_) pending->event = RecordPoint();
     pending->doing = "reading, or in work enqueued before";
     pending->transfer = transfer;
-    return Await(std::move(pending));
+    const Napi::Value promise = PromiseOf(*pending);
+    if (!afterRead_) {
+      Enqueue(std::move(pending));
+      afterRead_ = true;
+    } else {
+      if (reads_.empty()) settler_.NonBlockingCall();  // to EndTurn
+      reads_.push_back(std::move(pending));
+    }
+    return promise;
   });
 }
 
@@ -142,7 +150,9 @@ Napi::Value Device::Synchronize(Info info) {
     auto pending = std::make_unique<Pending>();
     pending->event = RecordPoint();
     pending->doing = "running the work enqueued before";
-    return Await(std::move(pending));
+    const Napi::Value promise = PromiseOf(*pending);
+    Enqueue(std::move(pending));
+    return promise;
   });
 }
 
@@ -174,18 +184,43 @@ CUevent Device::RecordPoint() {
   const Driver& cuda = driver();
   CUevent event = nullptr;
   Check(cuda.cuEventCreate(&event, CU_EVENT_BLOCKING_SYNC_DISABLE_TIMING), "creating an event");
-  Check(cuda.cuEventRecord(event, stream_), "recording an event");
+  Check(cuda.cuEventRecord(event, current_), "recording an event");
   return event;
 }
 
+// Gives the reads that have none their point.
+void Device::MarkReads() {
+  if (reads_.empty()) return;
+  reads_.back()->event = RecordPoint();
+  for (auto& read : reads_) Enqueue(std::move(read));
+  reads_.clear();
+}
+
+void Device::FailReads(const DriverError& error) {
+  for (auto& read : reads_) {
+    read->error = std::make_unique<DriverError>(error);
+    Enqueue(std::move(read));
+  }
+  reads_.clear();
+}
+
+// After the JavaScript that has read.
+void Device::EndTurn() {
+  if (reads_.empty()) return;
+  try {
+    const Primary::Use use(*primary_);
+    MarkReads();
+  } catch (const DriverError& error) {
+    FailReads(error);
+  }
+}
+
 // Until it is settled, a promise keeps the event loop and this object alive.
-Napi::Value Device::Await(std::unique_ptr<Pending> pending) {
-  pending->promise = std::make_unique<Napi::Promise::Deferred>(env_);
-  const Napi::Value promise = pending->promise->Promise();
+Napi::Value Device::PromiseOf(Pending& pending) {
+  pending.promise = std::make_unique<Napi::Promise::Deferred>(env_);
   if (unsettled_++ == 0) settler_.Ref(env_);
   Ref();
-  Enqueue(std::move(pending));
-  return promise;
+  return pending.promise->Promise();
 }
 
 void Device::Enqueue(std::unique_ptr<Pending> pending) {
@@ -199,35 +234,49 @@ void Device::Enqueue(std::unique_ptr<Pending> pending) {
 
 // The waiting thread: takes the points in order, until it is to finish and none is left.
 void Device::WaitLoop() {
-  const Driver& cuda = driver();
+  std::vector<std::unique_ptr<Pending>> group;  // ends with what has the point
   for (;;) {
-    std::unique_ptr<Pending> pending;
     {
       std::unique_lock<std::mutex> lock(queueMutex_);
       queueFilled_.wait(lock, [this] { return finishing_ || !queue_.empty(); });
       if (queue_.empty()) return;
-      pending = std::move(queue_.front());
+      group.push_back(std::move(queue_.front()));
       queue_.pop_front();
     }
-    try {
-      const Primary::Use use(*primary_);
-      Check(cuda.cuEventSynchronize(pending->event), pending->doing);
-      cuda.cuEventDestroy(pending->event);
-      if (pending->slot != nullptr) {
-        std::memcpy(pending->transfer->memory, pending->slot, pending->transfer->bytes);
-        const std::lock_guard<std::mutex> lock(queueMutex_);
-        freeSlots_.push_back(pending->slot);
-      }
-    } catch (const DriverError& error) {
-      pending->error = std::make_unique<DriverError>(error);
+    if (group.back()->event != nullptr) WaitFor(group);
+    else if (!group.back()->error) continue;
+    for (auto& pending : group) {
+      if (pending->promise) settler_.BlockingCall(pending.release());
+      else if (!pending->error) delete pending->transfer;
     }
-    if (pending->promise) settler_.BlockingCall(pending.release());
-    else if (!pending->error) delete pending->transfer;
+    group.clear();
   }
 }
 
-// Back on JavaScript's thread; without an environment when that is ending.
+void Device::WaitFor(const std::vector<std::unique_ptr<Pending>>& group) {
+  const Driver& cuda = driver();
+  try {
+    const Primary::Use use(*primary_);
+    const Pending& last = *group.back();
+    Check(cuda.cuEventSynchronize(last.event), last.doing);
+    cuda.cuEventDestroy(last.event);
+    for (const auto& pending : group) {
+      if (pending->slot == nullptr) continue;
+      std::memcpy(pending->transfer->memory, pending->slot, pending->transfer->bytes);
+      const std::lock_guard<std::mutex> lock(queueMutex_);
+      freeSlots_.push_back(pending->slot);
+    }
+  } catch (const DriverError& error) {
+    for (const auto& pending : group) pending->error = std::make_unique<DriverError>(error);
+  }
+}
+
+// Back on JavaScript's thread; without an environment when that is ending. Of nothing: the turn has ended.
 void Device::Settle(Napi::Env env, Napi::Function, Device* device, Pending* settled) {
+  if (settled == nullptr) {
+    if (env != nullptr) device->EndTurn();
+    return;
+  }
   const std::unique_ptr<Pending> pending(settled);
   std::unique_ptr<Transfer> transfer(pending->error ? nullptr : pending->transfer);
   if (env == nullptr) return;

@@ -84,8 +84,8 @@ const UNASKED_SHARED = 48 * 1024;
 const DEFAULT_WORKSPACE = 896 * 2 ** 20;
 
 /**
- * A CUDA device with one stream, on which everything is enqueued. Nothing waits for it but what returns a promise, and
- * freeing memory for want of it.
+ * A CUDA device with one stream, on which everything is enqueued but what {@link Device.beside} takes. Nothing waits for it but what
+ * returns a promise, and freeing memory for want of it.
  */
 export class Device {
   readonly name: string;
@@ -112,6 +112,8 @@ export class Device {
   readonly #kernels = new Map<string, LoadedKernel>();
   readonly #constants: Constants;
   #capture: Capture | undefined;
+  /** What gives memory back that was freed by the work of {@link beside} under way. */
+  #freedBeside: (() => void)[] | undefined;
   #launches: { name: string; start: Handle; end: Handle }[] | undefined;
   #closed = false;
 
@@ -234,9 +236,12 @@ export class Device {
     const pool = this.#capture?.pool ?? this.#pool;
     const block = pool.take(byteLength);
     let live = true;
+    const give = () => pool.give(block);
     const dispose = () => {
-      if (live) pool.give(block);
+      if (!live) return;
       live = false;
+      if (this.#freedBeside) this.#freedBeside.push(give);
+      else give();
     };
     return { pointer: block.pointer, byteLength, dispose, [Symbol.dispose]: dispose };
   }
@@ -255,6 +260,31 @@ export class Device {
     if (user === undefined || user === maker || user.held.has(storage)) return;
     user.held.add(storage);
     storage.hold();
+  }
+
+  /**
+   * Enqueues the work of `run` on a second stream, beside what is enqueued next: it begins when all that was enqueued before is through, and takes
+   * free multiprocessors first.
+   * @returns has what is enqueued after its call wait for that work; to be called before anything uses its results, and in any case
+   */
+  beside(run: () => void): () => void {
+    const freed: (() => void)[] = [];
+    const join = () => {
+      deviceErrors(() => this.#native.joinBeside());
+      for (const give of freed.splice(0)) give();
+    };
+    deviceErrors(() => this.#native.beginBeside());
+    this.#freedBeside = freed;
+    let done = false;
+    try {
+      run();
+      done = true;
+    } finally {
+      this.#freedBeside = undefined;
+      deviceErrors(() => this.#native.endBeside());
+      if (!done) join();
+    }
+    return join;
   }
 
   /**

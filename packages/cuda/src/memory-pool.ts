@@ -26,15 +26,17 @@ export interface PoolReport {
 }
 
 const SMALLEST_CLASS = 512;
-/** Classes a doubling: at most 1/16 of a block is unused. */
+/** Smaller blocks come in powers of two: many requests of all small sizes soon find what others have given back. */
+const LARGE = 2 ** 20;
+/** Classes a doubling of larger blocks: at most 1/16 of one is unused. */
 const CLASSES_PER_OCTAVE = 16;
-/** How many classes larger than needed a block may be that is reused. */
+/** How many classes larger than needed a large block may be that is reused. */
 const REUSE_CLASSES = 2;
 
 /** The size of the blocks that serve requests of so many bytes. */
 export function sizeClass(byteLength: number): number {
   const octave = 2 ** Math.floor(Math.log2(Math.max(byteLength, 1)));
-  const step = Math.max(SMALLEST_CLASS, octave / CLASSES_PER_OCTAVE);
+  const step = Math.max(SMALLEST_CLASS, byteLength < LARGE ? octave : octave / CLASSES_PER_OCTAVE);
   return Math.ceil(Math.max(byteLength, 1) / step) * step;
 }
 
@@ -108,7 +110,8 @@ export class MemoryPool {
 
   #reuse(byteLength: number): Block | undefined {
     let size = sizeClass(byteLength);
-    for (let i = 0; i <= REUSE_CLASSES; i++, size = sizeClass(size + 1)) {
+    const classes = byteLength < LARGE ? 0 : REUSE_CLASSES;
+    for (let i = 0; i <= classes; i++, size = sizeClass(size + 1)) {
       const pointer = this.#free.get(size)?.pop();
       if (pointer === undefined) continue;
       this.#cached -= size;

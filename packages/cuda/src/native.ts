@@ -73,6 +73,9 @@ export interface NativeDevice {
   recordEvent(event: Handle): void;
   elapsedTime(start: Handle, end: Handle): number;
   destroyEvent(event: Handle): void;
+  beginBeside(): void;
+  endBeside(): void;
+  joinBeside(): void;
   beginCapture(): void;
   endCapture(keep: boolean): Handle;
   launchGraph(graph: Handle): void;

@@ -29,14 +29,15 @@ function limitedMemory(capacity: number) {
   };
 }
 
-it("rounds sizes up to multiples of 512, by at most a sixteenth beyond 8 KiB", () => {
+it("rounds sizes up to multiples of 512: below 1 MiB to powers of two, beyond by at most a sixteenth", () => {
   const size = fc.integer({ min: 1, max: 2 ** 40 });
   fc.assert(
     fc.property(size, (byteLength) => {
       const rounded = sizeClass(byteLength);
       expect(rounded).toBeGreaterThanOrEqual(byteLength);
       expect(rounded % 512).toBe(0);
-      expect(rounded).toBeLessThan(byteLength + Math.max(512, byteLength / 16));
+      if (byteLength < 2 ** 20) expect(Math.log2(rounded) % 1).toBe(0);
+      expect(rounded).toBeLessThan(byteLength + Math.max(512, byteLength / (byteLength < 2 ** 20 ? 1 : 16)));
       expect(sizeClass(rounded)).toBe(rounded);
     }),
   );

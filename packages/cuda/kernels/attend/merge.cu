@@ -2,7 +2,7 @@
 #include "common/merge_rows.cuh"
 #include "common/warp.cuh"
 
-constexpr int THREADS = 256;
+constexpr int THREADS = 128;
 
 // Rows are head-major: row number (head − first_head) · tokens + token − first_token.
 struct MergeArguments {
@@ -11,7 +11,8 @@ struct MergeArguments {
   const int* indices;        // [T, H, slots]
   void* out;                 // [T, H, d]
   float* lse;                // [T, H], natural
-  int* suspects;             // a count, then rows token · H + head that came out not finite; null: nobody asks
+  int* suspect_count;        // zero; null: nobody asks
+  int* suspects;             // rows token · H + head that came out not finite
   int heads, slots, first_head, first_token, tokens;
   int rows;
 };
@@ -30,27 +31,35 @@ __device__ __forceinline__ void merge(const MergeArguments& a) {
   const uint4 merged = merge_piece<T>(a.partial + slot * PIECES + piece, PIECES, a.partial_lse + slot,
                                       a.indices + query * a.slots, a.slots, log2_sum);
   const bool there = quad / QUADS < a.rows;
-  if (a.suspects != nullptr) {  // the lanes of a row tell its first one
+  if (a.suspect_count != nullptr) {  // the lanes of a row tell its first one
     const uint32_t bad = non_finite_halves<T>(merged.x) | non_finite_halves<T>(merged.y) | non_finite_halves<T>(merged.z) |
                          non_finite_halves<T>(merged.w);
     const unsigned lanes = __ballot_sync(ALL_LANES, there && bad != 0) >> lane_id();
-    if (piece == 0 && (lanes & (2u << (PIECES - 1)) - 1) != 0) a.suspects[1 + atomicAdd(a.suspects, 1)] = query;
+    if (piece == 0 && (lanes & (2u << (PIECES - 1)) - 1) != 0) a.suspects[atomicAdd(a.suspect_count, 1)] = query;
   }
   if (!there) return;
   static_cast<uint4*>(a.out)[query * PIECES + piece] = merged;
   if (piece == 0) a.lse[query] = log2_sum * LN_2;
 }
 
-#define MERGE(NAME, T, D)                                                                                         \
-  extern "C" __global__ void __launch_bounds__(THREADS) NAME(const __grid_constant__ MergeArguments arguments) { \
-    merge<T, D>(arguments);                                                                                       \
+// CTAs of a multiprocessor, at least: where 64 registers are enough, as many as bring the most loads on their way.
+#if __CUDA_ARCH__ == 900
+constexpr int MANY = 8;
+#else
+constexpr int MANY = 7;
+#endif
+
+#define MERGE(NAME, T, D, RESIDENT)                                     \
+  extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)       \
+      NAME(const __grid_constant__ MergeArguments arguments) {          \
+    merge<T, D>(arguments);                                             \
   }
-#define MERGE_DIMS(NAME, T) \
-  MERGE(NAME##_d32, T, 32)  \
-  MERGE(NAME##_d64, T, 64)  \
-  MERGE(NAME##_d96, T, 96)  \
-  MERGE(NAME##_d128, T, 128) \
-  MERGE(NAME##_d256, T, 256)
+#define MERGE_DIMS(NAME, T)    \
+  MERGE(NAME##_d32, T, 32, 7)  \
+  MERGE(NAME##_d64, T, 64, MANY)  \
+  MERGE(NAME##_d96, T, 96, 7)  \
+  MERGE(NAME##_d128, T, 128, MANY) \
+  MERGE(NAME##_d256, T, 256, 7)
 
 MERGE_DIMS(merge_bf16, bf16)
 MERGE_DIMS(merge_f16, f16)

@@ -16,14 +16,17 @@ export interface PartialOutputs {
   readonly tokens: number;
   /** The rows that are there. */
   readonly rows: number;
-  /**
-   * Address for a count, zero before, and so many rows `token · H + head` that come out not finite, of 64 or 128 channels; 0: not
-   * wanted.
-   */
-  readonly suspects: number;
+  /** Where to list the rows that come out not finite, of 64 or 128 channels. Default: nowhere. */
+  readonly suspects?: Suspects;
 }
 
-const THREADS = 256;
+/** Addresses of a count, zero before, and of so many rows `token · H + head`. */
+export interface Suspects {
+  readonly count: number;
+  readonly rows: number;
+}
+
+const THREADS = 128;
 
 /**
  * Merges partial outputs of 2-byte elements: `out = Σ_s 2^(lse_s − L) · partial_s`, `L = log2 Σ_s 2^lse_s`,
@@ -42,7 +45,8 @@ export function merge(
     .pointer(pointerOf(routing.indices))
     .pointer(pointerOf(out))
     .pointer(pointerOf(lse))
-    .pointer(suspects)
+    .pointer(suspects?.count ?? 0)
+    .pointer(suspects?.rows ?? 0)
     .int(heads)
     .int(routing.indices.shape[2])
     .int(firstHead)

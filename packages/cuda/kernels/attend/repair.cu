@@ -15,7 +15,8 @@ struct RepairArguments {
   const void* v;
   const int* indices;   // [T, H, slots]
   const Range* ranges;
-  const int* suspects;  // how many, then rows token * H + h
+  const int* suspect_count;
+  const int* suspects;  // rows token * H + h
   void* out;            // [T, H, d]
   float* lse;           // [T, H], natural
   int range_count, heads, group, slots, block_size, causal;
@@ -27,8 +28,8 @@ __device__ __forceinline__ void repair(const RepairArguments& a) {
   static_assert(D <= SLAB, "one slab");
   constexpr int V = PER_16_BYTES<T>;
   float* query = reinterpret_cast<float*>(sharedMemory) + warp_id() * D;
-  for (int i = blockIdx.x * WARPS + warp_id(); i < a.suspects[0]; i += gridDim.x * WARPS) {
-    const long long row = a.suspects[1 + i];
+  for (int i = blockIdx.x * WARPS + warp_id(); i < *a.suspect_count; i += gridDim.x * WARPS) {
+    const long long row = a.suspects[i];
     const int token = row / a.heads, head = row % a.heads;
     int low = 0, high = a.range_count - 1;
     while (low < high) {

@@ -3,7 +3,7 @@ import { type Device, pointerOf } from "../../src/device.js";
 import { ceilDiv } from "../common/launch.js";
 import { type BlockLists, invert } from "../route/invert.js";
 import { queryRanges } from "../route/ranges.js";
-import { merge } from "./merge.js";
+import { merge, type Suspects } from "./merge.js";
 
 /** Heads of some block lists, and room for the partial outputs of their slots. */
 export interface AttendWave {
@@ -16,6 +16,8 @@ export interface AttendWave {
   /** Addresses of `[heads, tokens, slots, d]` in the dtype of q, in accumulator order, and float32 `[heads, tokens, slots]`, base 2. */
   readonly partial: number;
   readonly partialLse: number;
+  /** Address of a zero. */
+  readonly ticket: number;
 }
 
 /** A kernel for the second of the plan's three steps. */
@@ -24,13 +26,12 @@ export interface SlotKernel {
   mostRows(pairs: number): number;
   /** Enqueues the attention of a wave to its partial outputs. */
   attend(wave: AttendWave): void;
-  /**
-   * Enqueues what is to follow the merge.
-   * @param suspects address of a count and so many rows `token · H + head` that came out not finite
-   */
-  repair?(ranges: BlockLists["ranges"], suspects: number): void;
+  /** Enqueues what is to follow the merge, which has listed its suspects. */
+  repair?(ranges: BlockLists["ranges"], suspects: Suspects): void;
 }
 
+/** Bytes of a wave's ticket and count of suspects. */
+const ZERO_BYTES = 8;
 /** Share of the temporary memory that is for lists; the rest is for partial outputs. */
 const LISTS = 0.2;
 
@@ -85,17 +86,26 @@ export function slotAttend(
       const takenHeads = endHead - firstHead;
       const mostRows = kernel.mostRows(ranges.tokens * takenHeads * slots);
       using lists = invert(device, { indices, heads, slots, firstHead, takenHeads, mostRows }, ranges);
-      for (const [begin, end] of evenly(takenHeads, plan.heads)) {
+      const waves = [...evenly(takenHeads, plan.heads)];
+      using zeros = device.scratch(ZERO_BYTES * waves.length);
+      device.fill(zeros.pointer, ZERO_BYTES * waves.length, 0);
+      for (const [i, [begin, end]] of waves.entries()) {
         const rows = (end - begin) * ranges.tokens;
         using partial = device.scratch(2 * headDim * slots * rows);
         using partialLse = device.scratch(4 * slots * rows);
         const addresses = { partial: partial.pointer, partialLse: partialLse.pointer };
-        kernel.attend({ lists, firstHead, begin, end, ...addresses });
-        using suspects = kernel.repair ? device.scratch(4 * (1 + rows)) : undefined;
-        if (suspects) device.fill(suspects.pointer, 4, 0);
-        const merged = { ...addresses, firstHead: firstHead + begin, rows, suspects: suspects?.pointer ?? 0 };
-        merge(device, problem, { ...merged, ...ranges }, outputs);
-        if (suspects) kernel.repair?.(ranges, suspects.pointer);
+        const [ticket, count] = [0, 4].map((offset) => zeros.pointer + ZERO_BYTES * i + offset);
+        kernel.attend({ lists, firstHead, begin, end, ticket, ...addresses });
+        using listed = device.scratch(kernel.repair ? 4 * rows : 0);
+        const suspects = { count, rows: listed.pointer };
+        const merged = {
+          ...addresses,
+          firstHead: firstHead + begin,
+          rows,
+          ...(kernel.repair && { suspects }),
+        };
+        merge(device, problem, { ...ranges, ...merged }, outputs);
+        kernel.repair?.(ranges, suspects);
       }
     }
   }

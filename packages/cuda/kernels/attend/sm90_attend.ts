@@ -1,5 +1,6 @@
 import type { AttendProblem, AttentionResult } from "@moba-js/tensor";
 import { Arguments, type Device, pointerOf } from "../../src/device.js";
+import type { Suspects } from "./merge.js";
 import { type AttendWave, type SlotKernel, slotAttend } from "./slot_attend.js";
 
 /** As in sm90_attend.cu: warpgroups of consumers, stages of keys and of queries, and keys of a chunk. */
@@ -56,13 +57,11 @@ export function sm90Attend(device: Device, problem: AttendProblem, outputs: Atte
 
 function attend(device: Device, problem: AttendProblem, shape: Shape, wave: AttendWave): void {
   const { q, k, v, heads, kvHeads, headDim, scale, routing } = problem;
-  const { lists, firstHead, begin, end, partial, partialLse } = wave;
+  const { lists, firstHead, begin, end, ticket, partial, partialLse } = wave;
   const dtype = problem.dtype as "f16" | "bf16";
   const row = kvHeads * headDim;
   const map = (address: number) =>
     device.tensorMap(address, dtype, [row, k.shape[0]], [2 * row], [64, shape.keys], 128);
-  using ticket = device.scratch(4);
-  device.fill(ticket.pointer, 4, 0);
   const args = new Arguments()
     .bytes(map(pointerOf(k)), 64)
     .bytes(map(pointerOf(v)), 64)
@@ -73,7 +72,7 @@ function attend(device: Device, problem: AttendProblem, shape: Shape, wave: Atte
     .pointer(lists.phase)
     .pointer(partial)
     .pointer(partialLse)
-    .pointer(ticket.pointer)
+    .pointer(ticket)
     .int(lists.ranges.firstToken)
     .int(lists.ranges.tokens)
     .int(heads)
@@ -100,7 +99,7 @@ function repair(
   device: Device,
   { q, k, v, dtype, heads, kvHeads, headDim, scale, routing }: AttendProblem,
   ranges: AttendWave["lists"]["ranges"],
-  suspects: number,
+  suspects: Suspects,
   { out, lse }: AttentionResult,
 ): void {
   const args = new Arguments()
@@ -109,7 +108,8 @@ function repair(
     .pointer(pointerOf(v))
     .pointer(pointerOf(routing.indices))
     .pointer(ranges.table)
-    .pointer(suspects)
+    .pointer(suspects.count)
+    .pointer(suspects.rows)
     .pointer(pointerOf(out))
     .pointer(pointerOf(lse))
     .int(ranges.count)

@@ -2,8 +2,8 @@ import type { AttendBackwardProblem, AttentionGradients, CuSeqlens } from "@moba
 import { type Arguments, type Device, pointerOf } from "../../src/device.js";
 import { ceilDiv } from "../common/launch.js";
 import { type BlockLists, invert } from "../route/invert.js";
-import { queryRanges } from "../route/ranges.js";
-import { cutLists } from "./cut_lists.js";
+import { queryRanges, type Ranges } from "../route/ranges.js";
+import { type CutLists, cutLists } from "./cut_lists.js";
 import { computeRowTerms } from "./row_terms.js";
 import { mergeSlots, sumPieces } from "./slot_sums.js";
 
@@ -141,6 +141,13 @@ interface Share {
   readonly queries: boolean;
 }
 
+/** The lists of a share, and how they were cut. */
+interface ShareLists extends Disposable {
+  readonly lists: BlockLists;
+  readonly cut: CutLists;
+  readonly mostRows: number;
+}
+
 /** Cuts `begin … end` into as few pieces of at most `most` (at least 1) as there can be, of about the same size. */
 function* evenly(begin: number, end: number, most: number): Iterable<readonly [begin: number, end: number]> {
   const pieces = ceilDiv(end - begin, Math.max(1, most));
@@ -170,7 +177,7 @@ function* sequenceParts(
 function* shares(device: Device, problem: AttendBackwardProblem, { chunks }: Chunks): Iterable<Share> {
   const { heads, kvHeads, headDim, routing, cuSeqlens } = problem;
   const entries = routing.indices.shape[2] * (heads / kvHeads); // of a token of a key head
-  const listBytes = 13 * entries; // entries, counts for the scatter (no more than entries), work items
+  const listBytes = 2 * 13 * entries; // of two waves: entries, counts for the scatter (no more than entries), work items
   const slotBytes = 2 * headDim * chunks * entries;
   const fitting = (share: number, bytes: number) => Math.floor((share * device.maxWorkspaceBytes) / bytes);
   /** So many key heads of `n` tokens, or tokens of `n` key heads, fit. */
@@ -194,8 +201,8 @@ function* shares(device: Device, problem: AttendBackwardProblem, { chunks }: Chu
 
 /**
  * Gradients of routed attention by the slot plan, for routings with slots and elements of 2 bytes: the routing is turned round,
- * each block of keys goes through the queries that chose it, and the gradients of each query's slots are summed. dk and dv
- * of keys in no range of queries are left as they are.
+ * each block of keys goes through the queries that chose it, and the gradients of each query's slots are summed, while the next
+ * wave's lists are made. dk and dv of keys in no range of queries are left as they are.
  */
 export function slotAttendBackward(
   device: Device,
@@ -218,35 +225,60 @@ export function slotAttendBackward(
   using terms = device.scratch(8 * tokens * heads);
   computeRowTerms(device, problem, terms.pointer);
 
-  for (const { part, firstKvHead, kvHeads: taken, keys, queries } of shares(device, problem, chunks)) {
-    const ranges = queryRanges(device, problem, { blockSize, causal, most: 2 ** 31 - 1, part });
-    const takenHeads = taken * group;
-    const inverse = { indices, heads, slots, firstHead: firstKvHead * group, takenHeads, mostRows: 2 ** 30 };
-    using lists = invert(device, inverse, ranges);
-    const rows = ranges.tokens * slots * takenHeads * chunks.chunks;
-
-    // A list that is cut gives at most 2 / mostRows pieces a row.
-    const pieceBytes = 8 * chunks.keys * headDim;
-    const pieceMemory = PIECES * device.maxWorkspaceBytes;
-    const wanted = Math.max(kernel.mostRows(rows), keys ? (2 * rows * pieceBytes) / pieceMemory : 0);
+  const rowsOf = (share: Share, ranges: Ranges) => ranges.tokens * slots * share.kvHeads * group * chunkCount;
+  // A list that is cut gives at most 2 / mostRows pieces a row.
+  const pieceBytes = 8 * chunks.keys * headDim;
+  const pieceMemory = PIECES * device.maxWorkspaceBytes;
+  const listsOf = (share: Share): ShareLists => {
+    const ranges = queryRanges(device, problem, { blockSize, causal, most: 2 ** 31 - 1, part: share.part });
+    const [firstHead, takenHeads] = [share.firstKvHead * group, share.kvHeads * group];
+    const lists = invert(device, { indices, heads, slots, firstHead, takenHeads, mostRows: 2 ** 30 }, ranges);
+    const rows = rowsOf(share, ranges);
+    const wanted = Math.max(kernel.mostRows(rows), share.keys ? (2 * rows * pieceBytes) / pieceMemory : 0);
     const mostRows = Math.min(2 ** 30, ROW_STEP * ceilDiv(wanted, ROW_STEP));
-    using cut = cutLists(device, lists, { slots, group, chunks: chunks.chunks, mostRows });
-    using pieces = device.scratch(keys ? pieceBytes * Math.floor((2 * rows) / mostRows) : 0);
-    using partial = device.scratch(queries ? 2 * headDim * rows : 0);
-    const wave = {
-      ...cut,
-      lists,
-      firstKvHead,
-      kvHeads: taken,
-      chunks,
-      rowTerms: terms.pointer,
-      partial: partial.pointer,
-      pieces: pieces.pointer,
-      dk: keys ? pointerOf(gradients.dk) : 0,
-      dv: keys ? pointerOf(gradients.dv) : 0,
+    const cut = cutLists(device, lists, { slots, group, chunks: chunkCount, mostRows });
+    const dispose = () => {
+      lists.dispose();
+      cut[Symbol.dispose]();
     };
-    kernel.differentiate(wave);
-    if (keys) sumPieces(device, problem, { ...wave, pieceRanges: cut.pieceRanges }, gradients);
-    if (queries) mergeSlots(device, problem, wave, gradients);
+    return { lists, cut, mostRows, [Symbol.dispose]: dispose };
+  };
+
+  const waves = [...shares(device, problem, chunks)];
+  let next = listsOf(waves[0]);
+  try {
+    for (const [i, share] of waves.entries()) {
+      using made = next;
+      const { lists, cut, mostRows } = made;
+      const rows = rowsOf(share, lists.ranges);
+      using pieces = device.scratch(share.keys ? pieceBytes * Math.floor((2 * rows) / mostRows) : 0);
+      using partial = device.scratch(share.queries ? 2 * headDim * rows : 0);
+      const wave = {
+        ...cut,
+        lists,
+        firstKvHead: share.firstKvHead,
+        kvHeads: share.kvHeads,
+        chunks,
+        rowTerms: terms.pointer,
+        partial: partial.pointer,
+        pieces: pieces.pointer,
+        dk: share.keys ? pointerOf(gradients.dk) : 0,
+        dv: share.keys ? pointerOf(gradients.dv) : 0,
+      };
+      kernel.differentiate(wave);
+      const following = waves[i + 1];
+      // The sums of slots keep the memory busy, but not the multiprocessors.
+      const join = device.beside(() => {
+        if (share.keys) sumPieces(device, problem, { ...wave, pieceRanges: cut.pieceRanges }, gradients);
+        if (following) next = listsOf(following);
+      });
+      try {
+        if (share.queries) mergeSlots(device, problem, wave, gradients);
+      } finally {
+        join();
+      }
+    }
+  } finally {
+    next[Symbol.dispose]();
   }
 }
