@@ -11,10 +11,11 @@ constexpr int KEY_GROUPS = WARP / KEY_LANES;
 // Columns of the output that a warp holds. Wider heads are cut into slabs, and their scores computed once a slab.
 constexpr int SLAB = 128;
 
-template <typename T, int V>
+template <typename T, int V, int Columns = SLAB>
 struct RowAttention {
-  static constexpr int PACKETS = SLAB / (KEY_LANES * V);
-  static constexpr int KEYS_AT_ONCE = PACKETS >= 8 ? 1 : 8 / PACKETS;  // of a group: 8 packets of values on their way
+  static constexpr int PACKETS = Columns / (KEY_LANES * V);
+  // Of a group: up to 8 packets of values on their way.
+  static constexpr int KEYS_AT_ONCE = PACKETS >= 8 ? 1 : PACKETS >= 2 ? 8 / PACKETS : 4;
 
   float max = -INFINITY;  // base 2
   float sum = 0.0f;
@@ -22,7 +23,7 @@ struct RowAttention {
 
   // First column of this lane's packet i.
   static __device__ __forceinline__ int column(int slab, int i) {
-    return slab * SLAB + (i * KEY_LANES + lane_id() % KEY_LANES) * V;
+    return slab * Columns + (i * KEY_LANES + lane_id() % KEY_LANES) * V;
   }
 
   // Takes in `count` keys, rows `step` elements apart. query: [d] float32 in shared memory. factor: scale · log2(e).
@@ -42,7 +43,7 @@ struct RowAttention {
       }
 
       float score[KEYS_AT_ONCE] = {};
-#pragma unroll 2
+#pragma unroll(PACKETS > 1 ? 2 : 1)
       for (int c = lane_id() % KEY_LANES * V; c < head_dim; c += KEY_LANES * V) {
         float x[V];
         if constexpr (V == 1) {

@@ -11,7 +11,7 @@ import {
 import { Arguments, type Device, pointerOf } from "../../src/device.js";
 import { ceilDiv, packetElements, rowSuffix } from "../common/launch.js";
 import type { Ranges } from "../route/ranges.js";
-import { selectBlocks, writeScores } from "../route/score_route.js";
+import { routeCounters, routeRanges } from "../route/score_route.js";
 import { splitAttend } from "./split_attend.js";
 
 /** As in copy_rows.cu, append.cu and advance.cu. */
@@ -198,25 +198,9 @@ export function decodePaged(
   const mostBlocks = blockCount(mostKeys, blockSize);
   if (tokens === 0) return;
 
+  const slots = Math.min(topK, mostBlocks);
   using table = device.scratch(32 * sequences);
-  const advance = new Arguments()
-    .pointer(pointerOf(cache.lengths))
-    .pointer(table.pointer)
-    .int(sequences)
-    .int(added)
-    .int(blockSize)
-    .int(pagesPerSequence);
-  const advanceGrid = [ceilDiv(sequences, ADVANCE_THREADS), 1, 1] as const;
-  device.launch(device.kernel("advance", "advance"), advanceGrid, ADVANCE_THREADS, 0, advance);
-
-  launchAppend(
-    device,
-    { k, v, cacheK: keys, cacheV: values, centroids, blockSize },
-    // New tokens begin anywhere in a block.
-    { table: table.pointer, count: sequences, mostBlocks: ceilDiv(added - 1, blockSize) + 1 },
-    { table: pageTable, size: pageSize },
-  );
-
+  using indices = device.scratch(4 * tokens * heads * slots);
   const ranges: Ranges = {
     table: table.pointer,
     count: sequences,
@@ -226,9 +210,6 @@ export function decodePaged(
     firstToken: 0,
     tokens,
   };
-  const slots = Math.min(topK, mostBlocks);
-  using indices = device.scratch(4 * tokens * heads * slots);
-  using scores = device.scratch(4 * tokens * heads * mostBlocks);
   const routing = {
     dtype: q.dtype,
     q: pointerOf(q),
@@ -240,20 +221,39 @@ export function decodePaged(
     causal: true,
     slots,
   };
-  const layout = {
-    scores: scores.pointer,
-    stride: mostBlocks,
-    pageTable,
-    blocksPerPage: pageSize / blockSize,
-  };
-  writeScores(device, routing, ranges, layout);
-  selectBlocks(device, routing, ranges, layout, indices.pointer);
+  const counts = [routeCounters(device, routing, ranges), tokens * heads];
+  using counters = device.scratch(4 * (counts[0] + counts[1]));
+
+  const channels = kvHeads * headDim;
+  const advance = new Arguments()
+    .pointer(pointerOf(k))
+    .pointer(pointerOf(v))
+    .pointer(pointerOf(keys))
+    .pointer(pointerOf(values))
+    .pointer(pageTable)
+    .int(pageSize)
+    .pointer(pointerOf(centroids))
+    .int(pageSize / blockSize)
+    .pointer(pointerOf(cache.lengths))
+    .pointer(table.pointer)
+    .pointer(counters.pointer)
+    .int(counts[0] + counts[1])
+    .int(added)
+    .int(channels)
+    .int(blockSize)
+    .int(pagesPerSequence);
+  const kernel = device.kernel("advance", `advance_${rowSuffix(k.dtype, channels)}`);
+  device.launch(kernel, [sequences, 1, 1], ADVANCE_THREADS, 0, advance);
+
+  const pages = { table: pageTable, size: pageSize / blockSize };
+  routeRanges(device, routing, ranges, pages, counters.pointer, indices.pointer);
   splitAttend(
     device,
     { dtype: q.dtype, tokens, heads, kvHeads, headDim, scale, mostKeys },
     { q: pointerOf(q), k: pointerOf(keys), v: pointerOf(values), pageTable, pageSize },
     { indices: indices.pointer, slots, blockSize, causal: true },
     ranges,
+    counters.pointer + 4 * counts[0],
     outputs,
   );
 }

@@ -7,9 +7,12 @@ import { queryRanges, type Ranges } from "../route/ranges.js";
 const FEW_QUERIES = 16;
 /** Keys of a piece, at least, and a multiple of it: what the warps of a CTA take at once. */
 const KEYS_AT_ONCE = 64;
-/** Pieces that occupy the device evenly: several times what it holds at once. */
+/** CTAs that a multiprocessor holds at once. */
+const CTAS_AT_ONCE = 3;
+/** Pieces of long spans, several times as many: then they occupy the device evenly. */
 const CTAS_PER_MULTIPROCESSOR = 16;
-const [SPLIT_THREADS, MERGE_THREADS] = [128, 128];
+/** As in split_attend.cu: of a CTA, and columns of a row that the kernel for narrow ones takes. */
+const [THREADS, NARROW] = [128, 64];
 
 /** The keys that a query sees. */
 export type Sight =
@@ -35,11 +38,13 @@ interface Pieces {
 
 /** Pieces of each row's keys: small enough to occupy the device, not smaller than a CTA takes at once. */
 function piecesOf(device: Device, rows: number, mostKeys: number, sight: Sight): Pieces {
-  const [spans, spanKeys] =
-    "indices" in sight
-      ? [sight.slots, Math.min(sight.blockSize, mostKeys)]
-      : [1, Math.min(sight.window, mostKeys)];
-  const wanted = ceilDiv(CTAS_PER_MULTIPROCESSOR * device.multiprocessors, rows * spans);
+  const routed = "indices" in sight;
+  const spans = routed ? sight.slots : 1;
+  const spanKeys = Math.min(routed ? sight.blockSize : sight.window, mostKeys);
+  // A block is so short that a second wave of CTAs, if one is enough, would take as long again.
+  const oneWave = Math.floor((CTAS_AT_ONCE * device.multiprocessors) / (rows * spans));
+  const manyWaves = ceilDiv(CTAS_PER_MULTIPROCESSOR * device.multiprocessors, rows * spans);
+  const wanted = routed && oneWave > 0 ? oneWave : manyWaves;
   const keys = KEYS_AT_ONCE * Math.max(1, ceilDiv(spanKeys, KEYS_AT_ONCE * wanted));
   const parts = Math.max(1, ceilDiv(spanKeys, keys));
   return { count: spans * parts, keys };
@@ -71,11 +76,13 @@ export function attendFew(
   if (workspaceBytes(tokens * heads, count, headDim) > device.maxWorkspaceBytes) return false;
   const inputs = { q: pointerOf(q), k: pointerOf(k), v: pointerOf(v), pageTable: 0, pageSize: 1 };
   const ranges = queryRanges(device, problem, { causal: sight.causal, most: FEW_QUERIES });
-  splitAttend(device, { ...problem, mostKeys }, inputs, sight, ranges, outputs);
+  using counters = device.scratch(4 * tokens * heads);
+  device.fill(counters.pointer, counters.byteLength, 0);
+  splitAttend(device, { ...problem, mostKeys }, inputs, sight, ranges, counters.pointer, outputs);
   return true;
 }
 
-/** Attention in pieces, then the pieces merged. */
+/** Attention in pieces, then the pieces merged. `counters`: address of int32 `[tokens, H]`, zero before. */
 export function splitAttend(
   device: Device,
   problem: Pick<AttentionProblem, "dtype" | "tokens" | "heads" | "kvHeads" | "headDim" | "scale"> & {
@@ -85,6 +92,7 @@ export function splitAttend(
   inputs: SplitInputs,
   sight: Sight,
   ranges: Ranges,
+  counters: number,
   { out, lse }: AttentionResult,
 ): void {
   const { dtype, tokens, heads, kvHeads, headDim, scale, mostKeys } = problem;
@@ -105,6 +113,9 @@ export function splitAttend(
     .pointer(ranges.table)
     .pointer(pieceOut.pointer)
     .pointer(pieceLse.pointer)
+    .pointer(counters)
+    .pointer(pointerOf(out))
+    .pointer(pointerOf(lse))
     .int(heads)
     .int(kvHeads)
     .int(headDim)
@@ -121,16 +132,7 @@ export function splitAttend(
     kvHeads,
     ceilDiv(headDim, SLAB),
   ] as const;
-  const split = device.kernel("split_attend", `split_attend_${rowSuffix(dtype, headDim)}`);
-  device.launch(split, grid, SPLIT_THREADS, 4 * headDim, args);
-
-  const merge = new Arguments()
-    .pointer(pieceOut.pointer)
-    .pointer(pieceLse.pointer)
-    .pointer(pointerOf(out))
-    .pointer(pointerOf(lse))
-    .int(headDim)
-    .int(pieces.count);
-  const kernel = device.kernel("merge_pieces", `merge_pieces_${dtype}`);
-  device.launch(kernel, [rows, 1, 1], MERGE_THREADS, 0, merge);
+  const packets = rowSuffix(dtype, headDim);
+  const suffix = packets === dtype && headDim <= NARROW ? `${dtype}_narrow` : packets;
+  device.launch(device.kernel("split_attend", `split_attend_${suffix}`), grid, THREADS, 4 * headDim, args);
 }

@@ -3,33 +3,31 @@ import { ceilDiv } from "../common/launch.js";
 import { type CentroidRouting, LONGEST_LIST, rangeOptions, routedRanges } from "./plain_route.js";
 import { queryRanges, type Ranges } from "./ranges.js";
 
-/** As in block_scores.cu, select_short.cu and select_long.cu. */
-const [SPAN, SCORE_THREADS, MOST_WARPS, BLOCKS_AT_ONCE, LONG_THREADS] = [128, 256, 16, 512, 256];
+/** As in span_scores.cuh and select_long.cu. */
+const [SPAN, SCORE_THREADS, LONG_THREADS] = [128, 256, 256];
 
-/** Shared memory of block_scores.cu beside the queries. */
-const STATIC_SHARED = 4096;
+/** Shared memory of span_scores.cuh and its users beside the queries. */
+const STATIC_SHARED = 6 * 1024;
 
-/** Where scores, and the centroids that they are computed from, lie. */
-export interface ScoreLayout {
-  /** Address of float32 `[tokens, H, stride]`. */
-  readonly scores: number;
-  /** Blocks that there is room for. */
-  readonly stride: number;
-  /** Address of the page table, and centroids a page; 0 and 1 where centroids lie in a row. */
-  readonly pageTable: number;
-  readonly blocksPerPage: number;
+/** Where centroids lie: address of the page table, and centroids a page; 0 and 1 where they lie in a row. */
+export interface CentroidPages {
+  readonly table: number;
+  readonly size: number;
 }
 
+/** Routing of queries that are listed as ranges. */
+export type RangeRouting = Omit<CentroidRouting, "cuSeqlens" | "cuSeqlensK" | "cuCentroids">;
+
 /**
- * Routes by scores written to memory, in waves of queries for which the workspace has room. For few queries
+ * Routes by scores against all blocks, in waves of queries for which the workspace has room. For few queries
  * and many blocks it occupies the device where `plainRoute` would not, and it has no longest list.
  */
 export function scoreRoute(device: Device, problem: CentroidRouting, indices: number): void {
-  const { heads, cuSeqlens } = problem;
+  const { cuSeqlens } = problem;
   const tokens = cuSeqlens[cuSeqlens.length - 1];
   const { mostBlocks } = routedRanges(device, problem, tokens);
-  const stride = Math.max(1, mostBlocks);
-  const wave = Math.max(1, Math.floor(device.maxWorkspaceBytes / (4 * heads * stride)));
+  const tokenBytes = temporaryBytes(problem, 1, mostBlocks);
+  const wave = Math.max(1, Math.floor(device.maxWorkspaceBytes / Math.max(1, tokenBytes)));
   for (let begin = 0; begin < tokens; begin += wave) {
     const end = Math.min(tokens, begin + wave);
     const ranges = queryRanges(device, problem, {
@@ -37,70 +35,80 @@ export function scoreRoute(device: Device, problem: CentroidRouting, indices: nu
       most: tokens,
       part: [begin, end],
     });
-    using scores = device.scratch(4 * (end - begin) * heads * stride);
-    const layout = { scores: scores.pointer, stride, pageTable: 0, blocksPerPage: 1 };
-    writeScores(device, problem, ranges, layout);
-    selectBlocks(device, problem, ranges, layout, indices);
+    using counters = device.scratch(4 * routeCounters(device, problem, ranges));
+    device.fill(counters.pointer, counters.byteLength, 0);
+    routeRanges(device, problem, ranges, { table: 0, size: 1 }, counters.pointer, indices);
   }
 }
 
-/** The scores of the ranges' queries against the blocks that some of them may choose. */
-export function writeScores(
-  device: Device,
-  problem: Omit<CentroidRouting, "cuSeqlens" | "cuSeqlensK" | "cuCentroids">,
-  ranges: Ranges,
-  layout: ScoreLayout,
-): void {
-  const { dtype, q, centroids, heads, kvHeads, headDim, blockSize, causal } = problem;
-  const rows = (ranges.longest * heads) / kvHeads;
-  // Query rows of a CTA: those that share a key head, where their float32 copies fit into shared memory.
+/** Whether lists are too long for select_short.cu. */
+const isLong = ({ slots, causal }: RangeRouting): boolean => slots - Number(causal) > LONGEST_LIST;
+
+const spansOf = (mostBlocks: number): number => Math.max(1, ceilDiv(mostBlocks, SPAN));
+
+/** Memory for lists of candidates, or for all scores. */
+function temporaryBytes(problem: RangeRouting, tokens: number, mostBlocks: number): number {
+  const { heads, slots, causal } = problem;
+  const rowBytes = isLong(problem) ? 4 * mostBlocks : 8 * spansOf(mostBlocks) * (slots - Number(causal));
+  return tokens * heads * rowBytes;
+}
+
+/** How query rows that share a key head are taken together: as many as their float32 copies fit into shared memory. */
+function groupsOf(device: Device, { heads, kvHeads, headDim }: RangeRouting, { longest }: Ranges) {
+  const rows = (longest * heads) / kvHeads;
   const fitting = (device.sharedBytesPerBlock - STATIC_SHARED) / (4 * headDim);
   const together = rows > 4 && fitting >= 8 ? 8 : rows > 1 && fitting >= 4 ? 4 : 1;
-  const spans = ceilDiv(layout.stride, SPAN);
+  return { together, groups: ceilDiv(rows, together) };
+}
+
+/** Counters that {@link routeRanges} takes, int32 each. */
+export const routeCounters = (device: Device, problem: RangeRouting, ranges: Ranges): number =>
+  isLong(problem) ? 0 : ranges.count * problem.kvHeads * groupsOf(device, problem, ranges).groups;
+
+/** Routes the queries of ranges. `counters`: their address; they are zero before. */
+export function routeRanges(
+  device: Device,
+  problem: RangeRouting,
+  ranges: Ranges,
+  pages: CentroidPages,
+  counters: number,
+  indices: number,
+): void {
+  const { dtype, q, centroids, heads, kvHeads, headDim, blockSize, causal, slots } = problem;
+  const { mostBlocks, tokens, firstToken, longest } = ranges;
+  const { together, groups } = groupsOf(device, problem, ranges);
+  const spans = spansOf(mostBlocks);
+  using temporary = device.scratch(temporaryBytes(problem, tokens, mostBlocks));
   const args = new Arguments()
     .pointer(q)
     .pointer(centroids)
-    .pointer(layout.pageTable)
-    .int(layout.blocksPerPage)
+    .pointer(pages.table)
+    .int(pages.size)
     .pointer(ranges.table)
-    .pointer(layout.scores)
-    .int(heads)
-    .int(kvHeads)
-    .int(headDim)
-    .int(blockSize)
-    .int(Number(causal))
-    .int(spans)
-    .int(ranges.firstToken)
-    .int(layout.stride);
-  const kernel = device.kernel("block_scores", `block_scores_${dtype}_${together}`);
-  const grid = [ranges.count * spans, kvHeads, ceilDiv(rows, together)] as const;
-  device.launch(kernel, grid, SCORE_THREADS, together * headDim * 4, args);
-}
+    .pointer(temporary.pointer);
+  if (!isLong(problem)) args.pointer(counters).pointer(indices);
+  args.int(heads).int(kvHeads).int(headDim).int(blockSize).int(Number(causal)).int(spans).int(firstToken);
+  const grid = [ranges.count * spans * kvHeads, groups, 1] as const;
+  const queryBytes = 4 * together * headDim;
+  if (!isLong(problem)) {
+    const listBytes = 8 * (SCORE_THREADS / 32) * slots;
+    const kernel = device.kernel("select_short", `select_short_${dtype}_${together}`);
+    device.launch(kernel, grid, SCORE_THREADS, Math.max(queryBytes, listBytes), args.int(slots));
+    return;
+  }
+  const scores = device.kernel("block_scores", `block_scores_${dtype}_${together}`);
+  device.launch(scores, grid, SCORE_THREADS, queryBytes, args.int(mostBlocks));
 
-/** The best blocks by written scores. */
-export function selectBlocks(
-  device: Device,
-  { heads, blockSize, causal, slots }: Pick<CentroidRouting, "heads" | "blockSize" | "causal" | "slots">,
-  ranges: Ranges,
-  { scores, stride }: ScoreLayout,
-  indices: number,
-): void {
-  const args = new Arguments()
-    .pointer(scores)
+  const select = new Arguments()
+    .pointer(temporary.pointer)
     .pointer(ranges.table)
     .pointer(indices)
     .int(blockSize)
     .int(slots)
     .int(Number(causal))
-    .int(ranges.longest)
-    .int(ranges.firstToken)
-    .int(stride);
-  const grid = [ranges.count * ranges.longest, heads, 1] as const;
-  if (slots - Number(causal) > LONGEST_LIST) {
-    device.launch(device.kernel("select_long", "select_long"), grid, LONG_THREADS, 0, args);
-    return;
-  }
-  const warps = Math.min(MOST_WARPS, ceilDiv(stride, BLOCKS_AT_ONCE));
-  const shared = warps * (slots - Number(causal)) * 8;
-  device.launch(device.kernel("select_short", "select_short"), grid, 32 * warps, shared, args);
+    .int(longest)
+    .int(firstToken)
+    .int(mostBlocks);
+  const kernel = device.kernel("select_long", "select_long");
+  device.launch(kernel, [ranges.count * longest, heads, 1], LONG_THREADS, 0, select);
 }
