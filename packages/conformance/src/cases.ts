@@ -40,7 +40,7 @@ export const ATTENTION_CASES: readonly AttentionCase[] = [
   { name: "d = 1", lengths: [100], heads: 16, kvHeads: 8, headDim: 1, blockSize: 8, topK: 2 },
   { name: "B = 1", lengths: [50], heads: 2, kvHeads: 2, headDim: 8, blockSize: 1, topK: 4 },
   { name: "B = 24", lengths: [100], heads: 2, kvHeads: 1, headDim: 16, blockSize: 24, topK: 3 },
-  { name: "N < B", lengths: [5], heads: 2, kvHeads: 1, headDim: 8, blockSize: 16, topK: 3 },
+  { name: "N < B", lengths: [5], heads: 12, kvHeads: 6, headDim: 16, blockSize: 16, topK: 3 },
   { name: "short last block", lengths: [41], heads: 2, kvHeads: 2, headDim: 8, blockSize: 16, topK: 2 },
   {
     name: "short last block, not causal",
