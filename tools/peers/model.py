@@ -13,9 +13,10 @@ PyTorch's.
 import argparse
 import json
 import math
-import subprocess
+import multiprocessing
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from attention import moba_command, parse_case, print_table
+from attention import moba_command, parse_case, print_table, run_moba, tried
 
 WARM_STEPS = 5
 LEARNING_RATE = 3e-4
@@ -200,37 +201,41 @@ def moba_case(command, context, batch, options):
         *("--context", str(context), "--batch", str(batch), "--steps", str(options.steps), "--seed", str(options.seed)),
         *(["--recompute"] if options.recompute else []),
     ]
-    finished = subprocess.run([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    if not finished.stdout:
-        sys.exit(f"moba {' '.join(arguments)} failed:\n{finished.stderr}")
-    return json.loads(finished.stdout)["cases"][0]
+    return run_moba(command, arguments)
 
 
-def tried(run):
-    """What `run` returns, or why it failed."""
-    try:
-        return run()
-    except (RuntimeError, ImportError) as error:
-        return {"reason": str(error).splitlines()[0]}
+def tried_peer(*arguments):
+    """`peer_case`, or why it failed."""
+    return tried(lambda: peer_case(*arguments))
+
+
+def in_child(run, *arguments):
+    """What `run` returns in a process of its own: all its memory on the GPU is free afterwards."""
+    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as child:
+        return child.submit(run, *arguments).result()
 
 
 def row_of(result):
     ours, peer = result["moba"], result["peer"]
-    share = ours["shareOfPeak"]
+    share = ours.get("shareOfPeak")
     peak = ours["flop"] / (share * ours["milliseconds"]) if share else None  # FLOP a millisecond
-    known = "milliseconds" in peer
-    peer_share = peer["flop"] / (peak * peer["milliseconds"]) if known and peak else None
+    peer_share = peer["flop"] / (peak * peer["milliseconds"]) if "flop" in peer and peak else None
+    ratio = ours["tokensPerSecond"] / peer["tokensPerSecond"] if "flop" in peer and "flop" in ours else None
+
+    def cell(figure, form, factor=1):
+        return "-" if figure is None else form.format(factor * figure)
+
     return [
         str(result["context"]),
         str(result["batch"]),
-        f"{ours['milliseconds']:.1f}",
-        f"{ours['tokensPerSecond']:.0f}",
-        f"{100 * share:.1f} %" if share else "-",
-        f"{ours['hostMilliseconds']:.2f}",
-        f"{peer['milliseconds']:.1f}" if known else "-",
-        f"{peer['tokensPerSecond']:.0f}" if known else "-",
-        f"{100 * peer_share:.1f} %" if peer_share else "-",
-        f"{ours['tokensPerSecond'] / peer['tokensPerSecond']:.2f}" if known else "-",
+        cell(ours.get("milliseconds"), "{:.1f}"),
+        cell(ours.get("tokensPerSecond"), "{:.0f}"),
+        cell(share, "{:.1f} %", 100),
+        cell(ours.get("hostMilliseconds"), "{:.2f}"),
+        cell(peer.get("milliseconds"), "{:.1f}"),
+        cell(peer.get("tokensPerSecond"), "{:.0f}"),
+        cell(peer_share, "{:.1f} %", 100),
+        cell(ratio, "{:.2f}"),
     ]
 
 
@@ -248,20 +253,20 @@ def main():
     print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}")
     results = []
     for context, batch in map(parse_case, options.cases):
-        peer = tried(lambda: peer_case(config, context, batch, options.steps, options.seed))
-        torch.compiler.reset()
-        torch.cuda.empty_cache()
-        ours = moba_case(command, context, batch, options)
+        peer = tried(lambda: in_child(tried_peer, config, context, batch, options.steps, options.seed))
+        ours = tried(lambda: moba_case(command, context, batch, options))
         results.append({"context": context, "batch": batch, "peer": peer, "moba": ours})
         print(f"{context} x {batch} done", file=sys.stderr)
     print("\ntraining of the 340M model, bf16: moba-js with MoBA (B = 128, k = 8), PyTorch with dense attention")
     head = ["context", "batch", "moba ms", "tokens/s", "of peak", "host ms", "PyTorch ms", "tokens/s", "of peak", "ratio"]
     print_table([head, *map(row_of, results)])
     for result in results:
-        if "reason" in result["peer"]:
-            print(f"PyTorch at {result['context']} x {result['batch']}: {result['peer']['reason']}")
+        for name, side in (("PyTorch", result["peer"]), ("moba", result["moba"])):
+            if "reason" in side:
+                print(f"{name} at {result['context']} x {result['batch']}: {side['reason']}")
     if options.json:
         Path(options.json).write_text(json.dumps(results, indent=2))
+    sys.exit(1 if any("reason" in side for result in results for side in (result["peer"], result["moba"])) else 0)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ export interface BenchTrainOptions {
 
 /** Steps that are not timed: the first loads kernels, the second captures where the backend can. */
 const WARM_STEPS = 4;
+/** Steps by themselves, for the host's time. */
+const HOST_STEPS = 5;
 const LEARNING_RATE = 3e-4;
 
 /** FLOP of a step: matrix products and attention, forward and backward (twice the work; 2.5 times for attention). */
@@ -69,23 +71,30 @@ async function runCase(model: Transformer, context: number, options: BenchTrainO
   const random = generator("bench train", context, batch, seed);
   const tokens = randomTokens(random, config.vocabulary, context, batch);
   const schedule = { learningRate: LEARNING_RATE, warmupSteps: 1 };
-  const trainer = new Trainer(model, { steps: WARM_STEPS + steps, recompute, ...schedule });
+  const trainer = new Trainer(model, { steps: WARM_STEPS + steps + HOST_STEPS, recompute, ...schedule });
   try {
     const losses: number[] = [];
     for (let step = 0; step < WARM_STEPS; step++) losses.push((await trainer.train([tokens])).loss);
-    const host: number[] = [];
+    const calls: number[] = [];
+    const enqueue = () => {
+      const called = performance.now();
+      const running = trainer.train([tokens]);
+      calls.push(performance.now() - called);
+      running.catch(() => undefined); // it is awaited below, but the one before may fail first
+      return running;
+    };
     const start = performance.now();
     let before = Promise.resolve<{ loss: number } | undefined>(undefined);
     for (let step = 0; step < steps; step++) {
-      const called = performance.now();
-      const running = trainer.train([tokens]);
-      running.catch(() => undefined); // it is awaited below, but the one before may fail first
-      host.push(performance.now() - called);
+      const running = enqueue();
       await before; // one step is enqueued ahead
       before = running;
     }
     losses.push((await before)?.loss ?? Number.NaN);
     const milliseconds = (performance.now() - start) / steps;
+    const aheadMilliseconds = median(calls.splice(0));
+    for (let step = 0; step < HOST_STEPS; step++) await enqueue();
+    const hostMilliseconds = median(calls);
     const flop = trainingFlop(config, context, batch);
     const least = leastTime(backend.device, compute, { flop, bytes: 0 });
     return {
@@ -94,8 +103,11 @@ async function runCase(model: Transformer, context: number, options: BenchTrainO
       tokensPerSecond: (1000 * batch * context) / milliseconds,
       flop,
       shareOfPeak: least === undefined ? null : least / milliseconds,
-      hostMilliseconds: median(host),
-      shareOfHost: median(host) / milliseconds,
+      /** What the host does for a step: the time of the call when the device waits for it. */
+      hostMilliseconds,
+      shareOfHost: hostMilliseconds / milliseconds,
+      /** The time of the call while the step before runs: it may wait for room in the device's queue. */
+      aheadMilliseconds,
       loss: { first: losses[0], last: losses[losses.length - 1] },
       ...(isMeasured(backend) && { peakBytes: backend.deviceMemory().peakUsedBytes }),
     };
