@@ -59,7 +59,10 @@ export interface AttentionShape {
   readonly dtype: FloatDType;
 }
 
-/** The work of causal self-attention and its stages. */
+/** Matrix products of a backward pass for one of the forward pass: 5 for 2, since scores are computed again. */
+const BACKWARD = 2.5;
+
+/** The work of causal self-attention and its stages; without a prefix, of MoBA. */
 export function attentionWork(shape: AttentionShape) {
   const { batch, tokens, heads, kvHeads, headDim, blockSize, topK, dtype } = shape;
   const blocks = Math.ceil(tokens / blockSize);
@@ -77,12 +80,23 @@ export function attentionWork(shape: AttentionShape) {
   const lse = batch * tokens * heads * 4;
   const indices = batch * tokens * heads * Math.min(topK, blocks) * 4;
   const dense = 2 * q + 2 * k + lse;
+  // q, k, v, dOut, out, lse and dq, dk, dv, whether out and lse are read or written.
+  const gradients = 4 * q + 4 * k + lse;
+  const attending = 2 * products(attended);
+  const attendingAll = 2 * products((tokens * (tokens + 1)) / 2);
   return {
     centroids: { flop: 0, bytes: k + batch * blocks * kvHeads * headDim * 4 },
     route: { flop: products(routed), bytes: q + k + indices },
-    attend: { flop: 2 * products(attended), bytes: dense + indices },
-    moba: { flop: products(routed) + 2 * products(attended), bytes: dense + indices },
-    dense: { flop: 2 * products((tokens * (tokens + 1)) / 2), bytes: dense },
+    attend: { flop: attending, bytes: dense + indices },
+    moba: { flop: products(routed) + attending, bytes: dense + indices },
+    dense: { flop: attendingAll, bytes: dense },
+    backward: { flop: BACKWARD * attending, bytes: gradients + indices },
+    forwardBackward: {
+      flop: products(routed) + (1 + BACKWARD) * attending,
+      bytes: gradients + indices,
+    },
+    denseBackward: { flop: BACKWARD * attendingAll, bytes: gradients },
+    denseForwardBackward: { flop: (1 + BACKWARD) * attendingAll, bytes: gradients },
   } satisfies Record<string, Work>;
 }
 

@@ -63,24 +63,32 @@ const F32_BOUND = 1e-5;
 /** Low precision may have this many times the error of rounding probabilities and outputs in float64. */
 const EMULATION_FACTOR = 1.5;
 
-/** Sums of squares over many rows: a result and its emulation in low precision against the reference. */
-class Comparison {
+/** Sums of squares over many rows: a result and its emulations in low precision against the reference. */
+export class Comparison {
   #reference = 0;
+  #least = 0;
   #difference = 0;
   #emulatedDifference = 0;
 
-  add(actual: Float64Array, reference: Float64Array, emulated: Float64Array): void {
+  /**
+   * @param emulations with errors that are independent of each other
+   * @param least what counts as the sum of squares of the reference at least, where terms of some size may cancel to nothing
+   */
+  add(actual: Float64Array, reference: Float64Array, emulations: readonly Float64Array[], least = 0): void {
+    this.#least += least;
     for (let i = 0; i < reference.length; i++) {
       this.#reference += reference[i] ** 2;
       this.#difference += (actual[i] - reference[i]) ** 2;
-      this.#emulatedDifference += (emulated[i] - reference[i]) ** 2;
+      for (const emulated of emulations) this.#emulatedDifference += (emulated[i] - reference[i]) ** 2;
     }
   }
 
-  judge(dtype: FloatDType): Judged {
-    const relative = (difference: number) => Math.sqrt(difference / this.#reference);
-    const bound = dtype === "f32" ? F32_BOUND : EMULATION_FACTOR * relative(this.#emulatedDifference);
-    return { error: relative(this.#difference), bound };
+  /** @param bound the bound in float32; low precision is never asked for more */
+  judge(dtype: FloatDType, bound = F32_BOUND): Judged {
+    const squares = Math.max(this.#reference, this.#least);
+    const relative = (difference: number) => Math.sqrt(difference / squares);
+    const emulated = EMULATION_FACTOR * relative(this.#emulatedDifference);
+    return { error: relative(this.#difference), bound: dtype === "f32" ? bound : Math.max(bound, emulated) };
   }
 }
 
@@ -120,7 +128,7 @@ function selectionError(
 }
 
 /** One head's values of some rows of a tensor `[rows, heads, d]` on the host. */
-function headValues(
+export function headValues(
   data: TypedArray,
   [, heads, headDim]: readonly number[],
   dtype: FloatDType,
@@ -170,12 +178,12 @@ export async function judgeRows(
     const outputOf = (data: TypedArray) => headValues(data, q.shape, dtype, [head, query, 1]);
     if (hostDense) {
       const reference = denseAttention(inputs).out;
-      dense.add(outputOf(hostDense), reference, denseAttention({ ...inputs, round }).out);
+      dense.add(outputOf(hostDense), reference, [denseAttention({ ...inputs, round }).out]);
     }
     const row = (query * heads + head) * slots;
     const indices = hostIndices.subarray(row, row + slots);
     const routed = { ...inputs, routing: { indices, slots, blockSize, causal: true } };
-    moba.add(outputOf(host.moba), attendBlocks(routed).out, attendBlocks({ ...routed, round }).out);
+    moba.add(outputOf(host.moba), attendBlocks(routed).out, [attendBlocks({ ...routed, round }).out]);
 
     const own = Math.floor((keys - 1) / blockSize);
     const cuSeqlens = Int32Array.of(0, own * blockSize);

@@ -13,6 +13,8 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { ReferenceBackend } from "@moba-js/reference";
 import type {
+  AttendBackwardProblem,
+  AttentionGradients,
   AttentionProblem,
   AttentionResult,
   CentroidsProblem,
@@ -269,6 +271,45 @@ describe("bench attention", () => {
     }
   });
 
+  it("times gradients too, which it checks first", async () => {
+    const { code, stdout } = await moba(...args, ...shape, "--backward", "--json", "--dtype", "f16");
+    expect(code).toBe(0);
+    const [{ check, median, work }] = JSON.parse(stdout).cases;
+    expect(check.gradients).toMatchObject({ passed: true, keys: 600, queries: 1200 });
+    const gradients = ["backward", "forwardBackward", "denseBackward", "denseForwardBackward"];
+    expect(Object.keys(median)).toEqual(["centroids", "route", "attend", "moba", "dense", ...gradients]);
+    expect(work.forwardBackward.flop).toBe(work.moba.flop + work.backward.flop);
+
+    const text = await moba(...args, ...shape, "--backward", "--no-dense");
+    expect(text.stdout).toMatch(/^gradients checked of 600 keys and 1,200 queries: dq .*, dk .*, dv /m);
+    expect(text.stdout).toContain("MoBA forward + backward");
+    expect(text.stdout).not.toContain("dense");
+  });
+
+  const shapeOfAll = {
+    tokens: [200],
+    batch: 1,
+    dense: true,
+    skewed: false,
+    backward: true,
+    heads: 2,
+    dim: 16,
+    blockSize: 24,
+    topK: 3,
+    dtype: "f32",
+    repeats: 3,
+    seed,
+  } as const;
+  /** What the benchmark reports of a backend that must fail. */
+  const failing = async (backend: ReferenceBackend) => {
+    const stdout = new Captured();
+    const output = new Output(stdout, new Captured(), true);
+    expect(await benchAttention(backend, shapeOfAll, output)).toBe(false);
+    const [result] = JSON.parse(stdout.text).cases;
+    expect(result).not.toHaveProperty("samples");
+    return result.check;
+  };
+
   it("times nothing on a backend whose results are wrong", async () => {
     class WrongDense extends ReferenceBackend {
       protected override runAttention(
@@ -278,26 +319,27 @@ describe("bench attention", () => {
         super.runAttention({ ...problem, scale: problem.scale * 1.01 }, outputs);
       }
     }
-    const stdout = new Captured();
-    const shapeOfAll = {
-      tokens: [200],
-      batch: 1,
-      dense: true,
-      skewed: false,
-      heads: 2,
-      dim: 16,
-      blockSize: 24,
-      topK: 3,
-      dtype: "f32",
-      repeats: 3,
-      seed,
-    } as const;
-    expect(await benchAttention(new WrongDense(), shapeOfAll, new Output(stdout, new Captured(), true))).toBe(
-      false,
-    );
-    const [result] = JSON.parse(stdout.text).cases;
-    expect(result.check).toMatchObject({ passed: false, routing: { error: 0 } });
-    expect(result).not.toHaveProperty("samples");
+    const check = await failing(new WrongDense());
+    expect(check).toMatchObject({ passed: false, routing: { error: 0 } });
+    expect(check).not.toHaveProperty("gradients");
+  });
+
+  it("times nothing on a backend whose gradients are wrong", async () => {
+    class WrongGradient extends ReferenceBackend {
+      protected override runAttendBackward(
+        problem: AttendBackwardProblem,
+        outputs: AttentionGradients,
+      ): void {
+        super.runAttendBackward(problem, outputs);
+        const { array } = outputs.dk.storage as unknown as { array: Float32Array };
+        array[integer(generator("spoiled", seed), array.length)] += 0.1;
+      }
+    }
+    const { passed, moba, gradients } = await failing(new WrongGradient());
+    expect(passed).toBe(false);
+    expect(moba.error).toBeLessThan(moba.bound);
+    expect(gradients.moba.dk.error).toBeGreaterThan(gradients.moba.dk.bound);
+    expect(gradients.moba.dv.error).toBeLessThan(gradients.moba.dv.bound);
   });
 });
 

@@ -36,9 +36,23 @@ it("counts the scores of attention and routing as a loop over all pairs does", (
       expect(work.route.flop).toBe(flop(routed));
       expect(work.attend.flop).toBe(2 * flop(attended));
       expect(work.moba.flop).toBe(work.route.flop + work.attend.flop);
+      expect(work.backward.flop).toBe(5 * flop(attended));
+      expect(work.forwardBackward.flop).toBe(work.moba.flop + work.backward.flop);
+      expect(work.denseBackward.flop).toBe(5 * flop(dense));
+      expect(work.denseForwardBackward.flop).toBe(7 * flop(dense));
     }),
     { seed },
   );
+});
+
+it("counts each input and each result of forward and backward once", () => {
+  const shape = { batch: 2, tokens: 1000, heads: 8, kvHeads: 2, headDim: 64, blockSize: 100, topK: 3 };
+  const { backward, forwardBackward, denseBackward } = attentionWork({ ...shape, dtype: "bf16" });
+  const [q, k, lse, indices] = [2000 * 8 * 64 * 2, 2000 * 2 * 64 * 2, 2000 * 8 * 4, 2000 * 8 * 3 * 4];
+  const bytes = q + k + k + q + q + lse + q + k + k; // q, k, v, dOut, out, lse, dq, dk, dv
+  expect(denseBackward.bytes).toBe(bytes);
+  expect(backward.bytes).toBe(bytes + indices);
+  expect(forwardBackward.bytes).toBe(bytes + indices);
 });
 
 it("bounds known devices by arithmetic or by bandwidth, and others not at all", () => {

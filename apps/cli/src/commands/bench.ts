@@ -1,15 +1,22 @@
 import {
+  type AttentionResult,
   type Backend,
   cuSeqlensFromLengths,
   type FloatDType,
   type MobaOptions,
   type Routing,
 } from "@moba-js/tensor";
+import {
+  checkGradients,
+  type GradientCheck,
+  type GradientErrors,
+  type GradientTensors,
+} from "../gradient-check.js";
 import { isMeasured, type MeasuredBackend } from "../measured-backend.js";
 import { normalTensor } from "../normal-tensor.js";
 import { count, duration, type Output, percent, table } from "../output.js";
 import { type Generator, generator, integer, uniform } from "../random.js";
-import { attentionWork, leastTime, type Work } from "../roofline.js";
+import { type AttentionShape, attentionWork, leastTime, type Work } from "../roofline.js";
 import { type AttentionTensors, checkRows, type Judged, type RowCheck } from "../row-check.js";
 import { median, timeSteadily } from "../timing.js";
 
@@ -31,6 +38,8 @@ export interface BenchAttentionOptions {
   readonly dense: boolean;
   /** Whether attending is also timed for a routing by which half of the queries choose the same 1 % of blocks. */
   readonly skewed: boolean;
+  /** Whether the gradients are run too; memory and kernels are then those of forward and backward. */
+  readonly backward: boolean;
 }
 
 const MOST_CHECKED_ROWS = 16;
@@ -71,12 +80,21 @@ interface MemoryUse {
   readonly results: number;
 }
 
+const against = ({ error, bound }: Judged): string =>
+  `${error.toExponential(1)} (at most ${bound.toExponential(1)})`;
+
 /** How a check came out, in words. */
 export function checkText({ rows, dense, moba, routing }: RowCheck): string {
-  const against = ({ error, bound }: Judged) =>
-    `${error.toExponential(1)} (at most ${bound.toExponential(1)})`;
   const denseText = dense ? `dense ${against(dense)}, ` : "";
   return `checked on ${rows} rows: ${denseText}MoBA ${against(moba)}, routing ${against(routing)}`;
+}
+
+/** How a check of gradients came out, in words. */
+function gradientText({ keys, queries, moba, dense }: GradientCheck): string {
+  const errors = ({ dq, dk, dv }: GradientErrors) =>
+    `dq ${against(dq)}, dk ${against(dk)}, dv ${against(dv)}`;
+  const denseText = dense ? `\ndense gradients: ${errors(dense)}` : "";
+  return `gradients checked of ${count(keys)} keys and ${count(queries)} queries: ${errors(moba)}${denseText}`;
 }
 
 /** Median times of each kernel that `run` launches, the longest first. */
@@ -168,14 +186,93 @@ async function timeStages(
   return timed;
 }
 
+/** How the results were. */
+interface CaseCheck extends RowCheck {
+  /** Absent where gradients were not run, or the forward pass was wrong already. */
+  readonly gradients?: GradientCheck;
+}
+
 /** What one case came to. */
 interface CaseResult {
-  readonly check: RowCheck;
+  readonly check: CaseCheck;
   readonly stages: readonly TimedStage[];
   readonly kernels: readonly KernelTime[];
   readonly memory: MemoryUse | undefined;
 }
 
+type PackedOptions = MobaOptions & { readonly cuSeqlens: Int32Array };
+
+/** What makes the stages of a case of this shape. */
+const stagesOf = (shape: AttentionShape) => {
+  const work = attentionWork(shape);
+  return (name: keyof typeof work, label: string, run: () => unknown): Stage => ({
+    name,
+    label,
+    run,
+    work: work[name],
+  });
+};
+
+/** MoBA and its gradients. */
+function mobaForwardBackward(backend: Backend, tensors: GradientTensors, moba: PackedOptions): void {
+  const { q, k, v, dOut } = tensors;
+  const { out, lse, routing } = backend.moba(q, k, v, moba);
+  backend.attendBackward(dOut, q, k, v, out, lse, routing);
+}
+
+/** Runs and times the stages with gradients of one case. */
+async function timeBackward(
+  backend: Backend,
+  tensors: GradientTensors,
+  moba: PackedOptions,
+  stage: ReturnType<typeof stagesOf>,
+  options: BenchAttentionOptions,
+  output: Output,
+): Promise<TimedStage[]> {
+  const { q, k, v, dOut } = tensors;
+  const forward = backend.moba(q, k, v, moba);
+  using out = forward.out;
+  using lse = forward.lse;
+  using routing = forward.routing;
+  const backward = () => backend.attendBackward(dOut, q, k, v, out, lse, routing);
+  const forwardBackward = () => mobaForwardBackward(backend, tensors, moba);
+  const stages = [
+    stage("backward", "  backward", backward),
+    stage("forwardBackward", "MoBA forward + backward", forwardBackward),
+  ];
+  const timed = await timeStages(backend, stages, options, output);
+  if (!options.dense) return timed;
+
+  const { cuSeqlens } = moba;
+  const attention = () => backend.attention(q, k, v, { cuSeqlens });
+  const denseForward = attention();
+  using denseOut = denseForward.out;
+  using denseLse = denseForward.lse;
+  const denseBackward = ({ out, lse }: AttentionResult) =>
+    backend.attentionBackward(dOut, q, k, v, out, lse, { cuSeqlens });
+  const denseStages = [
+    stage("denseBackward", "  dense backward", () => denseBackward({ out: denseOut, lse: denseLse })),
+    stage("denseForwardBackward", "dense forward + backward", () => denseBackward(attention())),
+  ];
+  return [...timed, ...(await timeStages(backend, denseStages, options, output))];
+}
+
+/** Runs MoBA, and whatever else is timed, once, and compares with the oracle. */
+async function checkCase(
+  backend: Backend,
+  tensors: AttentionTensors & { dOut: GradientTensors["dOut"] | undefined },
+  moba: PackedOptions,
+  options: { rows: number; dense: boolean },
+  random: Generator,
+): Promise<CaseCheck> {
+  const check = await checkRows(backend, tensors, moba, options, random);
+  const { dOut } = tensors;
+  if (!dOut || !check.passed) return check;
+  const gradients = await checkGradients(backend, { ...tensors, dOut }, moba, options, random);
+  return { ...check, gradients, passed: gradients.passed };
+}
+
+/** Checks and times one case. */
 async function runCase(
   backend: Backend,
   tokens: number,
@@ -196,22 +293,17 @@ async function runCase(
   } = options;
   const random = generator("bench attention", seed, tokens);
   const cuSeqlens = cuSeqlensFromLengths(new Array<number>(batch).fill(tokens));
-  const moba: MobaOptions & { cuSeqlens: Int32Array } = { cuSeqlens, blockSize, topK };
+  const moba: PackedOptions = { cuSeqlens, blockSize, topK };
   const make = (rows: number) => normalTensor(backend, random, [batch * tokens, rows, headDim], dtype);
   using q = make(heads);
   using k = make(kvHeads);
   using v = make(kvHeads);
-  const tensors: AttentionTensors = { q, k, v };
-  const check = await checkRows(backend, tensors, moba, { rows: checkedRows(tokens), dense }, random);
+  using dOut = options.backward ? make(heads) : undefined;
+  const rows = checkedRows(tokens);
+  const check = await checkCase(backend, { q, k, v, dOut }, moba, { rows, dense }, random);
   if (!check.passed) return { check, stages: [], kernels: [], memory: undefined };
 
-  const work = attentionWork({ batch, tokens, heads, kvHeads, headDim, blockSize, topK, dtype });
-  const stage = (name: keyof typeof work, label: string, run: () => unknown): Stage => ({
-    name,
-    label,
-    run,
-    work: work[name],
-  });
+  const stage = stagesOf({ batch, tokens, heads, kvHeads, headDim, blockSize, topK, dtype });
   const attend = (routing: Routing) => () => backend.attend(q, k, v, routing);
   using routing = backend.route(q, k, moba);
   const stages = [
@@ -222,6 +314,7 @@ async function runCase(
   ];
   if (dense) stages.push(stage("dense", "dense forward", () => backend.attention(q, k, v, { cuSeqlens })));
   const timed = await timeStages(backend, stages, options, output);
+  if (dOut) timed.push(...(await timeBackward(backend, { q, k, v, dOut }, moba, stage, options, output)));
   if (options.skewed) {
     for (const skewed of [false, true]) {
       const indices = randomRouting(random, { batch, tokens, heads, blockSize, topK }, skewed);
@@ -232,7 +325,8 @@ async function runCase(
       timed.push(...(await timeStages(backend, [{ ...attending, name: `attend-${kind}` }], options, output)));
     }
   }
-  const run = () => backend.moba(q, k, v, moba);
+  const run = () =>
+    dOut ? mobaForwardBackward(backend, { q, k, v, dOut }, moba) : backend.moba(q, k, v, moba);
   const measured = isMeasured(backend) ? backend : undefined;
   const memory = measured && memoryOf(measured, run);
   const kernels = measured ? await timeKernels(measured, run, repeats) : [];
@@ -241,7 +335,11 @@ async function runCase(
 
 const mib = (bytes: number): string => `${count(Math.round(bytes / 2 ** 20))} MiB`;
 
-function printCase({ stages, kernels, memory }: CaseResult, repeats: number, output: Output): void {
+function printCase(
+  { stages, kernels, memory }: CaseResult,
+  { repeats, backward }: BenchAttentionOptions,
+  output: Output,
+): void {
   const medians = new Map(stages.map(({ name, samples }) => [name, median(samples)]));
   const rows = stages.map(({ label, samples, least }) => [
     label,
@@ -258,7 +356,7 @@ function printCase({ stages, kernels, memory }: CaseResult, repeats: number, out
     output.print();
     output.print(
       table([
-        ["MoBA's kernels", "launches", "median", "share"],
+        [`MoBA's kernels${backward ? ", forward + backward" : ""}`, "launches", "median", "share"],
         ...kernels.map(({ name, launches, milliseconds }) => [
           `  ${name}`,
           String(launches),
@@ -273,9 +371,15 @@ function printCase({ stages, kernels, memory }: CaseResult, repeats: number, out
     const { peakBeyondInputs, results } = memory;
     output.print(`memory beyond inputs ${mib(peakBeyondInputs)}, of which results ${mib(results)}`);
   }
-  const dense = medians.get("dense");
-  if (dense !== undefined)
-    output.print(`dense / MoBA = ${(dense / (medians.get("moba") as number)).toFixed(2)}`);
+  const pairs = [
+    ["dense / MoBA", "dense", "moba"],
+    ["dense / MoBA, forward + backward", "denseForwardBackward", "forwardBackward"],
+  ];
+  for (const [label, denseStage, mobaStage] of pairs) {
+    const dense = medians.get(denseStage);
+    if (dense !== undefined)
+      output.print(`${label} = ${(dense / (medians.get(mobaStage) as number)).toFixed(2)}`);
+  }
 }
 
 /** What JSON says of a case. */
@@ -299,7 +403,8 @@ function report(tokens: number, { check, stages, kernels, memory }: CaseResult) 
 }
 
 /**
- * `moba bench attention`: causal MoBA against dense attention, forward, on fresh random inputs, for each number of tokens.
+ * `moba bench attention`: causal MoBA against dense attention, forward and, if wanted, backward, on fresh random inputs, for
+ * each number of tokens.
  * A result is checked against the oracle, on sampled rows, before anything is timed.
  * @returns whether every check passed; a case is not timed when its own did not.
  */
@@ -319,10 +424,12 @@ export async function benchAttention(
     output.print();
     output.print(
       `N = ${count(tokens)}, ${sequences}H = ${heads}, Hkv = ${kvHeads}, d = ${headDim}, B = ${blockSize}, ` +
-        `k = ${topK}, ${dtype}, causal, forward`,
+        `k = ${topK}, ${dtype}, causal, forward${options.backward ? " + backward" : ""}`,
     );
-    output.print(checkText(result.check));
-    if (result.check.passed) printCase(result, repeats, output);
+    const { check } = result;
+    output.print(checkText(check));
+    if (check.gradients) output.print(gradientText(check.gradients));
+    if (check.passed) printCase(result, options, output);
     else output.print("The check failed; a wrong result is not timed.");
   }
   output.result({ backend: backend.name, device: backend.device, seed, ...shape, repeats, cases });
