@@ -4,8 +4,7 @@
 #include "common/pairs.cuh"
 #include "common/warp.cuh"
 
-constexpr int THREADS = 128;
-constexpr int RESIDENT = 8;  // CTAs of a multiprocessor, at least
+constexpr int THREADS = 256;
 constexpr int AT_ONCE = 8;  // loads on their way
 
 // Rows are head-major: row number (head − first_head) · tokens + token − first_token.
@@ -56,7 +55,7 @@ __device__ __forceinline__ void merge_slots(const MergeArguments& a) {
 }
 
 #define MERGE_SLOTS(NAME, T, D)                                                                                  \
-  extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) NAME(const __grid_constant__ MergeArguments arguments) { \
+  extern "C" __global__ void __launch_bounds__(THREADS) NAME(const __grid_constant__ MergeArguments arguments) { \
     merge_slots<T, D>(arguments);                                                                                \
   }
 #define MERGE_SLOTS_DIMS(NAME, T) \

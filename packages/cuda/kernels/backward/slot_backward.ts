@@ -267,15 +267,12 @@ export function slotAttendBackward(
       };
       kernel.differentiate(wave);
       const following = waves[i + 1];
-      // The sums of slots keep the memory busy, but not the multiprocessors.
-      const join = device.beside(() => {
-        if (share.keys) sumPieces(device, problem, { ...wave, pieceRanges: cut.pieceRanges }, gradients);
-        if (following) next = listsOf(following);
-      });
+      const join = following && device.beside(() => (next = listsOf(following)));
       try {
+        if (share.keys) sumPieces(device, problem, { ...wave, pieceRanges: cut.pieceRanges }, gradients);
         if (share.queries) mergeSlots(device, problem, wave, gradients);
       } finally {
-        join();
+        join?.();
       }
     }
   } finally {

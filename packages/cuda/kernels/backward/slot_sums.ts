@@ -31,7 +31,7 @@ export function sumPieces(
   device.launch(device.kernel("sum_pieces", `sum_pieces_${dtype}`), grid, PIECE_THREADS, 0, args);
 }
 
-const MERGE_THREADS = 128;
+const MERGE_THREADS = 256;
 
 /** Sums the gradients of each query's slots, in order, to dq. */
 export function mergeSlots(
