@@ -27,10 +27,10 @@ export interface PoolReport {
 
 const SMALLEST_CLASS = 512;
 /** Smaller blocks come in powers of two: many requests of all small sizes soon find what others have given back. */
-const LARGE = 2 ** 20;
+const LARGE = 2 ** 23;
 /** Classes a doubling of larger blocks: at most 1/16 of one is unused. */
 const CLASSES_PER_OCTAVE = 16;
-/** How many classes larger than needed a large block may be that is reused. */
+/** How many classes larger than needed a block may be that is reused. */
 const REUSE_CLASSES = 2;
 
 /** The size of the blocks that serve requests of so many bytes. */
@@ -110,8 +110,7 @@ export class MemoryPool {
 
   #reuse(byteLength: number): Block | undefined {
     let size = sizeClass(byteLength);
-    const classes = byteLength < LARGE ? 0 : REUSE_CLASSES;
-    for (let i = 0; i <= classes; i++, size = sizeClass(size + 1)) {
+    for (let i = 0; i <= REUSE_CLASSES; i++, size = sizeClass(size + 1)) {
       const pointer = this.#free.get(size)?.pop();
       if (pointer === undefined) continue;
       this.#cached -= size;
