@@ -37,6 +37,7 @@ const [heads, dim, blockSize, topK, repeats] = ["heads", "dim", "block", "topk",
 );
 const CHAIN = 9;
 const WARM_RUNS = 2;
+const WARM_MILLISECONDS = 500;
 
 // ---- the peer -----------------------------------------------------------------------------------------------------
 
@@ -157,13 +158,13 @@ async function peerAttention(ort, tokens, { q, k, v }) {
 
 const median = (list) => list.toSorted((a, b) => a - b)[Math.floor(list.length / 2)];
 
-/** Device milliseconds, median. */
+/** Device milliseconds, median. Warms up for so long that a GPU that has been idle is back at its full clock. */
 async function measure(backend, run) {
+  const once = () => backend.time(() => backend.scope(() => void run()));
+  const start = performance.now();
+  for (let i = 0; i < WARM_RUNS || performance.now() - start < WARM_MILLISECONDS; i++) await once();
   const samples = [];
-  for (let i = -WARM_RUNS; i < repeats; i++) {
-    const sample = await backend.time(() => backend.scope(() => void run()));
-    if (i >= 0) samples.push(sample);
-  }
+  for (let i = 0; i < repeats; i++) samples.push(await once());
   return median(samples);
 }
 

@@ -17,15 +17,24 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   let keys = i32(min(p.blockSize, sequence.keys - key));
   let tx = columnOf(thread);
   let ty = rowOf(thread);
+  let range = KeyRange(((sequence.key + key) * p.kvHeads + p.firstHead + head) * p.d, p.kvHeads * p.d, keys);
+  var rows: array<vec4<f32>, FETCHED>;
+  fetchKeys(0u, thread, range, 0, &rows);
   for (var r = thread; r < BQ; r += THREADS) {
     entryOf[r] = lists[p.entriesAt + tile * BQ + r];
     beginOf[r] = queryRow(max(entryOf[r], 1u) - 1u, head) * p.d;
   }
   workgroupBarrier();
-  for (var at = thread; at < BQ * DQ; at += THREADS) {
-    var channels = vec4<f32>();
-    if (entryOf[at / DQ] > 0u) { channels = q_row(beginOf[at / DQ], 4u * (at % DQ)) * (p.scale * LOG2_E); }
-    tiles[QUERIES + at / DQ][at % DQ] = channels;
+  for (var turn = 0u; turn < OWNED_TURNS; turn++) {
+    var queries: array<vec4<f32>, FETCHED>;
+    @unroll for (var n = 0u; n < FETCHED; n++) {
+      let at = fetchedAt(turn, n, thread);
+      queries[n] = q_row(beginOf[at / DQ], 4u * (at % DQ)) * (p.scale * LOG2_E);
+    }
+    @unroll for (var n = 0u; n < FETCHED; n++) {
+      let at = fetchedAt(turn, n, thread);
+      tiles[QUERIES + at / DQ][at % DQ] = select(vec4<f32>(), queries[n], entryOf[at / DQ] > 0u);
+    }
   }
 
   var maximum: array<f32, RQ>;
@@ -34,19 +43,20 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   startSoftmax(&maximum, &sum, &out);
   var low: array<i32, RQ>;
   var high: array<i32, RQ>;
-  for (var i = 0u; i < RQ; i++) { high[i] = keys; }
-  let begin = ((sequence.key + key) * p.kvHeads + p.firstHead + head) * p.d;
-  attendKeys(tx, ty, begin, p.kvHeads * p.d, 0, keys, 0, keys, &low, &high, &maximum, &sum, &out);
+  @unroll for (var i = 0u; i < RQ; i++) { high[i] = keys; }
+  attendKeys(thread, tx, ty, range, 0, 0, keys, &rows, &low, &high, &maximum, &sum, &out);
 
-  for (var i = 0u; i < RQ; i++) {
+  @unroll for (var i = 0u; i < RQ; i++) {
     let entry = entryOf[ty + TY * i];
-    if (entry == 0u) { continue; }
-    let slot = (head * p.waveRows * p.slots + entry - 1u) * (DQ + 1u);
-    for (var n = 0u; n < CQ; n++) {
-      let c = tx + NX * n;
+    if (entry > 0u) {
+      let slot = (head * p.waveRows * p.slots + entry - 1u) * (DQ + 1u);
       // Keys that all score −Infinity have no weight beside the row's other blocks.
-      if (c < DQ) { slots[slot + c] = select(out[i * CQ + n] / sum[i], vec4<f32>(), bitcast<u32>(sum[i]) == 0u); }
+      let factor = select(1.0 / sum[i], 0.0, bitcast<u32>(sum[i]) == 0u);
+      @unroll for (var n = 0u; n < CQ; n++) {
+        let c = tx + NX * n;
+        if (c < DQ) { slots[slot + c] = out[i * CQ + n] * factor; }
+      }
+      if (tx == 0u) { slots[slot + DQ] = vec4<f32>(maximum[i] + log2Of(sum[i]), 1.0, 0.0, 0.0); }
     }
-    if (tx == 0u) { slots[slot + DQ] = vec4<f32>(maximum[i] + log2Of(sum[i]), 1.0, 0.0, 0.0); }
   }
 }

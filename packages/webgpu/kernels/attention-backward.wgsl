@@ -21,7 +21,7 @@ const OWN_BLOCK = 3u;
 const NOWHERE = 0xffffffffu;
 
 var<workgroup> statsOf: array<vec2<f32>, BK>;
-// Where each passing row's query begins, and the place of its slot; NOWHERE beyond the last row.
+// Where each passing row's query begins, and the place of its slot. Beyond the last row: that row's query, and NOWHERE.
 var<workgroup> beginOf: array<u32, BK>;
 var<workgroup> placeOf: array<u32, BK>;
 
@@ -75,46 +75,54 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     workgroupBarrier();
     if (thread == 0u) { atomicStore(&nonFinite, 0u); }
     workgroupBarrier();
-    for (var at = thread; at < BQ * DQ; at += THREADS) {
-      let key = firstKey + at / DQ;
-      var keyRow = vec4<f32>();
-      var valueRow = vec4<f32>();
-      if (key < endKey) {
-        keyRow = k_row(keyHead + key * step, 4u * (at % DQ));
-        valueRow = v_row(keyHead + key * step, 4u * (at % DQ));
+    for (var turn = 0u; turn < OWNED_TURNS; turn++) {
+      var keys: array<vec4<f32>, FETCHED>;
+      var values: array<vec4<f32>, FETCHED>;
+      @unroll for (var n = 0u; n < FETCHED; n++) {
+        let at = fetchedAt(turn, n, thread);
+        let row = keyHead + min(firstKey + at / DQ, endKey - 1u) * step;
+        keys[n] = k_row(row, 4u * (at % DQ));
+        values[n] = v_row(row, 4u * (at % DQ));
       }
-      noteNonFinite(keyRow);
-      tiles[KEYS + at / DQ][at % DQ] = keyRow;
-      tiles[VALUES + at / DQ][at % DQ] = valueRow;
+      @unroll for (var n = 0u; n < FETCHED; n++) {
+        let at = fetchedAt(turn, n, thread);
+        let isKey = firstKey + at / DQ < endKey;
+        noteNonFinite(keys[n]);
+        tiles[KEYS + at / DQ][at % DQ] = select(vec4<f32>(), keys[n], isKey);
+        tiles[VALUES + at / DQ][at % DQ] = select(vec4<f32>(), values[n], isKey);
+      }
     }
     var dk: array<vec4<f32>, RQ * CQ>;
     var dv: array<vec4<f32>, RQ * CQ>;
-    for (var i = 0u; i < RQ * CQ; i++) {
-      dk[i] = vec4<f32>();
-      dv[i] = vec4<f32>();
+    @unroll for (var i = 0u; i < RQ; i++) {
+      @unroll for (var n = 0u; n < CQ; n++) {
+        dk[i * CQ + n] = vec4<f32>();
+        dv[i * CQ + n] = vec4<f32>();
+      }
     }
-    if (own) {
-      var rows = Source(false, 0u, firstRow(sequence, firstKey), endRow(sequence, endKey - 1u), touched);
-      if (!LISTED) {
-        rows.first = max(rows.first, source.first);
-        rows.end = min(rows.end, source.end);
+    // The rows of the sequence that see keys of their own block, then those of the list.
+    for (var turn = select(1u, 0u, own); turn < select(1u, 2u, LISTED); turn++) {
+      var rows = source;
+      if (turn == 0u) {
+        rows = Source(false, 0u, firstRow(sequence, firstKey), endRow(sequence, endKey - 1u), touched);
+        if (!LISTED) {
+          rows.first = max(rows.first, source.first);
+          rows.end = min(rows.end, source.end);
+        }
+        touched = max(touched, rows.end);
       }
       passQueries(thread, sequence, head, block, rows, firstKey, endKey, &dk, &dv);
-      touched = max(touched, rows.end);
     }
-    if (LISTED) {
-      passQueries(thread, sequence, head, block, source, firstKey, endKey, &dk, &dv);
-      source.touched = source.end;
-    }
-    for (var i = 0u; i < RQ; i++) {
+    source.touched = source.end;
+    @unroll for (var i = 0u; i < RQ; i++) {
       let key = firstKey + ty + TY * i;
-      if (key >= endKey) { continue; }
       let at = (piece * p.blockSize + key - blockKey) * (2u * DQ);
-      for (var n = 0u; n < CQ; n++) {
+      @unroll for (var n = 0u; n < CQ; n++) {
         let c = tx + NX * n;
-        if (c >= DQ) { continue; }
-        parts[at + c] = p.scale * dk[i * CQ + n];
-        parts[at + DQ + c] = dv[i * CQ + n];
+        if (key < endKey && c < DQ) {
+          parts[at + c] = p.scale * dk[i * CQ + n];
+          parts[at + DQ + c] = dv[i * CQ + n];
+        }
       }
     }
   }
@@ -161,6 +169,25 @@ fn sees(sequence: Sequence, source: Source, row: i32, key: u32, endKey: u32) -> 
   return source.listed || (row >= firstRow(sequence, key) && row < endRow(sequence, key));
 }
 
+// What is to be known of a passing row; of one beyond the last, the last one's, but no place.
+struct Passing {
+  begin: u32,
+  place: u32,
+  stats: vec2<f32>,
+}
+
+fn passingRow(sequence: Sequence, head: u32, block: u32, source: Source, row: i32) -> Passing {
+  let places = placesOf(sequence, head, block, source, u32(min(row, source.end - 1)));
+  let place = select(NOWHERE, places.y, row < source.end);
+  return Passing(places.x * p.d, place, stats[places.x - p.stats_from]);
+}
+
+fn storePassing(j: u32, row: Passing) {
+  beginOf[j] = row.begin;
+  placeOf[j] = row.place;
+  statsOf[j] = row.stats;
+}
+
 // dv += p dOut, dk += ds q and each slot += ds k over the rows of a source.
 fn passQueries(
   thread: u32, sequence: Sequence, head: u32, block: u32, source: Source, firstKey: u32, endKey: u32,
@@ -171,7 +198,7 @@ fn passQueries(
   // Key row i is seen by rows low[i] … high[i] − 1; every key by those from allFirst to allLast − 1.
   var low: array<i32, RQ>;
   var high: array<i32, RQ>;
-  for (var i = 0u; i < RQ; i++) {
+  @unroll for (var i = 0u; i < RQ; i++) {
     let key = firstKey + ty + TY * i;
     low[i] = select(firstRow(sequence, key), source.first, source.listed);
     high[i] = select(min(endRow(sequence, key), source.end), source.end, source.listed);
@@ -180,37 +207,40 @@ fn passQueries(
   let allFirst = select(firstRow(sequence, endKey - 1u), source.first, source.listed);
   var allLast = select(endRow(sequence, firstKey), source.end, source.listed);
   if (endKey < firstKey + BQ) { allLast = allFirst; }
+  var ahead = Passing(0u, NOWHERE, vec2<f32>());
+  if (source.first < source.end) {
+    ahead = passingRow(sequence, head, block, source, source.first + i32(thread));
+  }
   for (var row = source.first; row < source.end; row += i32(BK)) {
     let all = row >= allFirst && row + i32(BK) <= min(allLast, source.end);
     workgroupBarrier();
-    for (var j = thread; j < BK; j += THREADS) {
-      beginOf[j] = NOWHERE;
-      placeOf[j] = NOWHERE;
-      if (row + i32(j) < source.end) {
-        let places = placesOf(sequence, head, block, source, u32(row + i32(j)));
-        beginOf[j] = places.x * p.d;
-        placeOf[j] = places.y;
-        statsOf[j] = stats[places.x - p.stats_from];
+    if (thread < BK) { storePassing(thread, ahead); }
+    for (var j = thread + THREADS; j < BK; j += THREADS) {
+      storePassing(j, passingRow(sequence, head, block, source, row + i32(j)));
+    }
+    workgroupBarrier();
+    for (var turn = 0u; turn < PASSING_TURNS; turn++) {
+      var queries: array<vec4<f32>, FETCHED>;
+      var gradients: array<vec4<f32>, FETCHED>;
+      @unroll for (var n = 0u; n < FETCHED; n++) {
+        let at = fetchedAt(turn, n, thread);
+        queries[n] = q_row(beginOf[at / DQ], 4u * (at % DQ));
+        gradients[n] = dOut_row(beginOf[at / DQ], 4u * (at % DQ));
+      }
+      @unroll for (var n = 0u; n < FETCHED; n++) {
+        let at = fetchedAt(turn, n, thread);
+        let j = at / DQ;
+        let isRow = placeOf[j] != NOWHERE;
+        if (!all) {
+          noteNonFinite(queries[n]);
+          noteNonFinite(gradients[n]);
+        }
+        tiles[QUERIES + place(j)][at % DQ] = select(vec4<f32>(), queries[n], isRow);
+        tiles[GRADIENTS + place(j)][at % DQ] = select(vec4<f32>(), gradients[n], isRow);
       }
     }
     workgroupBarrier();
-    for (var at = thread; at < BK * DQ; at += THREADS) {
-      let j = at / DQ;
-      let c = at % DQ;
-      var query = vec4<f32>();
-      var gradient = vec4<f32>();
-      if (beginOf[j] != NOWHERE) {
-        query = q_row(beginOf[j], 4u * c);
-        gradient = dOut_row(beginOf[j], 4u * c);
-      }
-      if (!all) {
-        noteNonFinite(query);
-        noteNonFinite(gradient);
-      }
-      tiles[QUERIES + place(j)][c] = query;
-      tiles[GRADIENTS + place(j)][c] = gradient;
-    }
-    workgroupBarrier();
+    ahead = passingRow(sequence, head, block, source, row + i32(BK + thread));
     var weights: array<vec4<f32>, RQ>;
     var gradients: array<vec4<f32>, RQ>;
     scoreRows(KEYS, QUERIES, tx, ty, &weights);
@@ -219,7 +249,7 @@ fn passQueries(
     let b = statsOf[4u * tx + 1u];
     let c = statsOf[4u * tx + 2u];
     let d = statsOf[4u * tx + 3u];
-    for (var i = 0u; i < RQ; i++) {
+    @unroll for (var i = 0u; i < RQ; i++) {
       weights[i] = exp2Of4(weights[i] * (p.scale * LOG2_E) - vec4<f32>(a.x, b.x, c.x, d.x));
       gradients[i] = weights[i] * (gradients[i] - vec4<f32>(a.y, b.y, c.y, d.y));
       if (!all) {
@@ -237,10 +267,25 @@ fn passQueries(
   }
 }
 
-// slot of row 4·tx + e += Σ_i ds[i][e] · key row i, two groups of channels at a time: ty and ty + TY, and so on.
+// slot of row 4·tx + e += Σ_i ds[i][e] · key row i, two groups of channels at a time: ty and ty + TY, and so on. What is in the slots
+// is fetched before it is needed.
 fn addToSlots(tx: u32, ty: u32, sequence: Sequence, source: Source, row: i32, firstKey: u32, endKey: u32) {
+  let finite = atomicLoad(&nonFinite) == 0u;
+  let first = row + i32(4u * tx);
+  let rows = vec4<i32>(first) + vec4<i32>(0, 1, 2, 3);
+  let places = vec4<u32>(placeOf[4u * tx], placeOf[4u * tx + 1u], placeOf[4u * tx + 2u], placeOf[4u * tx + 3u]);
+  let isRow = places != vec4<u32>(NOWHERE);
+  let at = select(vec4<u32>(), places, isRow) * (DQ + 1u);
+  let isTouched = rows < vec4<i32>(source.touched);
   for (var c = ty; c < DQ; c += 2u * TY) {
     let next = min(c + TY, DQ - 1u);
+    let more = c + TY < DQ;
+    var before: array<vec4<f32>, 4>;
+    var beforeNext: array<vec4<f32>, 4>;
+    @unroll for (var e = 0u; e < 4u; e++) {
+      before[e] = slots[at[e] + c];
+      if (TY < DQ) { beforeNext[e] = slots[at[e] + next]; }
+    }
     var a0 = vec4<f32>();
     var a1 = vec4<f32>();
     var a2 = vec4<f32>();
@@ -249,45 +294,40 @@ fn addToSlots(tx: u32, ty: u32, sequence: Sequence, source: Source, row: i32, fi
     var b1 = vec4<f32>();
     var b2 = vec4<f32>();
     var b3 = vec4<f32>();
-    let finite = atomicLoad(&nonFinite) == 0u;
-    for (var i = 0u; i < BQ; i++) {
-      let ds = weightTiles[SCORE_GRADIENTS + i][tx];
-      let x = tiles[KEYS + i][c];
-      let y = tiles[KEYS + i][next];
-      if (!finite) {
-        let first = row + i32(4u * tx);
+    if (finite) {
+      for (var i = 0u; i < BQ; i++) {
+        let ds = weightTiles[SCORE_GRADIENTS + i][tx];
+        let x = tiles[KEYS + i][c];
+        let y = tiles[KEYS + i][next];
+        a0 = fma(vec4<f32>(ds.x), x, a0);
+        a1 = fma(vec4<f32>(ds.y), x, a1);
+        a2 = fma(vec4<f32>(ds.z), x, a2);
+        a3 = fma(vec4<f32>(ds.w), x, a3);
+        if (TY >= DQ) { continue; }
+        b0 = fma(vec4<f32>(ds.x), y, b0);
+        b1 = fma(vec4<f32>(ds.y), y, b1);
+        b2 = fma(vec4<f32>(ds.z), y, b2);
+        b3 = fma(vec4<f32>(ds.w), y, b3);
+      }
+    } else {
+      for (var i = 0u; i < BQ; i++) {
+        let ds = weightTiles[SCORE_GRADIENTS + i][tx];
+        let x = tiles[KEYS + i][c];
+        let y = tiles[KEYS + i][next];
         if (sees(sequence, source, first, firstKey + i, endKey)) { a0 += ds.x * x; b0 += ds.x * y; }
         if (sees(sequence, source, first + 1, firstKey + i, endKey)) { a1 += ds.y * x; b1 += ds.y * y; }
         if (sees(sequence, source, first + 2, firstKey + i, endKey)) { a2 += ds.z * x; b2 += ds.z * y; }
         if (sees(sequence, source, first + 3, firstKey + i, endKey)) { a3 += ds.w * x; b3 += ds.w * y; }
-        continue;
       }
-      a0 = fma(vec4<f32>(ds.x), x, a0);
-      a1 = fma(vec4<f32>(ds.y), x, a1);
-      a2 = fma(vec4<f32>(ds.z), x, a2);
-      a3 = fma(vec4<f32>(ds.w), x, a3);
-      b0 = fma(vec4<f32>(ds.x), y, b0);
-      b1 = fma(vec4<f32>(ds.y), y, b1);
-      b2 = fma(vec4<f32>(ds.z), y, b2);
-      b3 = fma(vec4<f32>(ds.w), y, b3);
     }
-    let more = c + TY < DQ;
-    addToSlot(placeOf[4u * tx], row + i32(4u * tx) < source.touched, c, a0, more, b0);
-    addToSlot(placeOf[4u * tx + 1u], row + i32(4u * tx + 1u) < source.touched, c, a1, more, b1);
-    addToSlot(placeOf[4u * tx + 2u], row + i32(4u * tx + 2u) < source.touched, c, a2, more, b2);
-    addToSlot(placeOf[4u * tx + 3u], row + i32(4u * tx + 3u) < source.touched, c, a3, more, b3);
+    let a = array<vec4<f32>, 4>(a0, a1, a2, a3);
+    let b = array<vec4<f32>, 4>(b0, b1, b2, b3);
+    @unroll for (var e = 0u; e < 4u; e++) {
+      if (isRow[e]) {
+        slots[at[e] + c] = a[e] + select(vec4<f32>(), before[e], isTouched[e]);
+        if (more) { slots[at[e] + next] = b[e] + select(vec4<f32>(), beforeNext[e], isTouched[e]); }
+        if (c == 0u && !isTouched[e]) { slots[at[e] + DQ] = vec4<f32>(0.0, 1.0, 0.0, 0.0); }
+      }
+    }
   }
-}
-
-fn addToSlot(place: u32, touched: bool, c: u32, a: vec4<f32>, more: bool, b: vec4<f32>) {
-  if (place == NOWHERE) { return; }
-  let at = place * (DQ + 1u);
-  if (touched) {
-    slots[at + c] += a;
-    if (more) { slots[at + c + TY] += b; }
-    return;
-  }
-  slots[at + c] = a;
-  if (more) { slots[at + c + TY] = b; }
-  if (c == 0u) { slots[at + DQ] = vec4<f32>(0.0, 1.0, 0.0, 0.0); }
 }

@@ -5,6 +5,8 @@ import { kernel, read, write } from "../src/kernel.js";
 import attentionSource from "./attention.wgsl";
 import flashSource from "./flash.wgsl";
 import mergeSource from "./merge.wgsl";
+import noPartsSource from "./parts-none.wgsl";
+import slotPartsSource from "./parts-slots.wgsl";
 import { type Mask, maskNumber, maskSpan, planRange, type Wave, wholeWave } from "./range.js";
 import rangeSource from "./range.wgsl";
 import barrierSource from "./reduce-barrier.wgsl";
@@ -13,7 +15,6 @@ import { chooseTile, rowQuads, type Tile, tileConstants } from "./tile.js";
 import tileSource from "./tile.wgsl";
 import { type BoundPart, boundParts, mostRows, rangesOf, tokenWindow } from "./windows.js";
 import finalSource from "./write-final.wgsl";
-import mergedSource from "./write-merged.wgsl";
 import splitSource from "./write-split.wgsl";
 import wholeSource from "./write-whole.wgsl";
 
@@ -44,7 +45,7 @@ const variants = <K>(make: (reduce: string, suffix: string) => K) => ({
 const ATTENTION = variants((reduce, suffix) =>
   kernel({
     name: `attention${suffix}`,
-    source: bodyOf(reduce) + finalSource + wholeSource,
+    source: bodyOf(reduce) + noPartsSource + finalSource + wholeSource,
     bindings: { ...INPUTS, out: write("rows"), lse: write("u32") },
     params: RANGE_PARAMS,
   }),
@@ -53,7 +54,7 @@ const ATTENTION = variants((reduce, suffix) =>
 const SPLIT = variants((reduce, suffix) =>
   kernel({
     name: `attention-split${suffix}`,
-    source: bodyOf(reduce) + splitSource,
+    source: bodyOf(reduce) + noPartsSource + splitSource,
     bindings: { ...INPUTS, slots: write("vec4<f32>") },
     params: { ...RANGE_PARAMS, slots: "u32" },
   }),
@@ -62,7 +63,7 @@ const SPLIT = variants((reduce, suffix) =>
 const MERGED = variants((reduce, suffix) =>
   kernel({
     name: `attention-merged${suffix}`,
-    source: bodyOf(reduce) + finalSource + mergedSource,
+    source: bodyOf(reduce) + slotPartsSource + finalSource + wholeSource,
     bindings: { ...INPUTS, slots: read("vec4<f32>"), out: write("rows"), lse: write("u32") },
     params: { ...RANGE_PARAMS, ...SLOT_PARAMS },
   }),

@@ -10,6 +10,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   let sequence = sequenceAt(item.sequence);
   let tx = columnOf(thread);
   let ty = rowOf(thread);
+  let firstPosition = positionOf(sequence, item.firstRow);
+  let lastPosition = positionOf(sequence, min(item.firstRow + BQ, item.endRow) - 1u);
+  let first = max(firstKey(firstPosition), i32(item.firstKey));
+  let last = min(lastKey(sequence, lastPosition), i32(item.endKey));
+  let range = KeyRange((sequence.key * p.kvHeads + kvHead) * p.d, p.kvHeads * p.d, last);
+  var rows: array<vec4<f32>, FETCHED>;
+  if (first < last) { fetchKeys(0u, thread, range, first, &rows); }
   loadQueries(thread, sequence, kvHead, item);
 
   var maximum: array<f32, RQ>;
@@ -18,34 +25,38 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   startSoftmax(&maximum, &sum, &out);
   var low: array<i32, RQ>;
   var high: array<i32, RQ>;
-  for (var i = 0u; i < RQ; i++) {
+  @unroll for (var i = 0u; i < RQ; i++) {
     let position = positionOf(sequence, min(item.firstRow + ty + TY * i, item.endRow - 1u));
     low[i] = max(firstKey(position), i32(item.firstKey));
     high[i] = min(lastKey(sequence, position), i32(item.endKey));
   }
-  let firstPosition = positionOf(sequence, item.firstRow);
-  let lastPosition = positionOf(sequence, min(item.firstRow + BQ, item.endRow) - 1u);
   attendKeys(
-    tx, ty, (sequence.key * p.kvHeads + kvHead) * p.d, p.kvHeads * p.d,
-    max(firstKey(firstPosition), i32(item.firstKey)), min(lastKey(sequence, lastPosition), i32(item.endKey)),
-    firstKey(lastPosition), min(lastKey(sequence, firstPosition), i32(item.endKey)),
-    &low, &high, &maximum, &sum, &out,
+    thread, tx, ty, range, first, firstKey(lastPosition), min(lastKey(sequence, firstPosition), i32(item.endKey)),
+    &rows, &low, &high, &maximum, &sum, &out,
   );
 
-  for (var i = 0u; i < RQ; i++) {
+  var seen: array<bool, RQ>;
+  @unroll for (var i = 0u; i < RQ; i++) { seen[i] = high[i] > low[i]; }
+  addParts(tx, ty, sequence, kvHead, item, &seen, &maximum, &sum, &out);
+  @unroll for (var i = 0u; i < RQ; i++) {
     let row = item.firstRow + ty + TY * i;
-    if (row >= item.endRow) { continue; }
-    writeRow(tx, outputRow(sequence, kvHead, row), item, high[i] > low[i], i, maximum[i], sum[i], &out);
+    if (row < item.endRow) {
+      writeRow(tx, outputRow(sequence, kvHead, row), item, seen[i], i, maximum[i], sum[i], &out);
+    }
   }
 }
 
 fn loadQueries(thread: u32, sequence: Sequence, kvHead: u32, item: Item) {
-  for (var at = thread; at < BQ * DQ; at += THREADS) {
-    let row = item.firstRow + at / DQ;
-    var channels = vec4<f32>();
-    if (row < item.endRow) {
-      channels = q_row(outputRow(sequence, kvHead, row) * p.d, 4u * (at % DQ)) * (p.scale * LOG2_E);
+  for (var turn = 0u; turn < OWNED_TURNS; turn++) {
+    var rows: array<vec4<f32>, FETCHED>;
+    @unroll for (var n = 0u; n < FETCHED; n++) {
+      let at = fetchedAt(turn, n, thread);
+      let row = min(item.firstRow + at / DQ, item.endRow - 1u);
+      rows[n] = q_row(outputRow(sequence, kvHead, row) * p.d, 4u * (at % DQ)) * (p.scale * LOG2_E);
     }
-    tiles[QUERIES + at / DQ][at % DQ] = channels;
+    @unroll for (var n = 0u; n < FETCHED; n++) {
+      let at = fetchedAt(turn, n, thread);
+      tiles[QUERIES + at / DQ][at % DQ] = select(vec4<f32>(), rows[n], item.firstRow + at / DQ < item.endRow);
+    }
   }
 }

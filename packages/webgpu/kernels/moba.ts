@@ -11,7 +11,6 @@ import type { Piece } from "../src/commands.js";
 import { type Context, inFloat32 } from "../src/context.js";
 import { kernel, read, write } from "../src/kernel.js";
 import attendSource from "./attend.wgsl";
-import attendMatrixSource from "./attend-matrix.wgsl";
 import {
   attentionMerged,
   chooseVariant,
@@ -32,7 +31,7 @@ import subgroupSource from "./reduce-subgroup.wgsl";
 import routeSource from "./route.wgsl";
 import keptSource from "./route-kept.wgsl";
 import spilledSource from "./route-spilled.wgsl";
-import { chooseTile, rowQuads, tileConstants } from "./tile.js";
+import { chooseTile, tileConstants } from "./tile.js";
 import tileSource from "./tile.wgsl";
 import { slotWaves, slotWorkspace } from "./waves.js";
 import { blockWindows, mostRows, rangesOf, tokenWindow } from "./windows.js";
@@ -84,38 +83,6 @@ const ATTEND = {
   subgroup: attendKernel("attend-subgroup", subgroupSource),
 };
 
-const ATTEND_MATRIX = kernel({
-  name: "attend-matrix",
-  source: listsSource + queryRowSource + attendMatrixSource,
-  bindings: {
-    q: read("rows"),
-    k: read("rows"),
-    v: read("rows"),
-    lists: read("u32"),
-    slots: write("vec4<f32>"),
-  },
-  params: { ...LIST_PARAMS, d: "u32", scale: "f32" },
-});
-
-/** Queries of a tile of {@link ATTEND_MATRIX}, and the keys that it has room for: those of a whole block. */
-const MATRIX_QUERIES = 32;
-const matrixKeys = (blockSize: number): number => (blockSize <= 64 ? 64 : 128);
-/** Bytes of workgroup memory that it takes. */
-const matrixBytes = (keys: number, channels: number): number =>
-  2 * (MATRIX_QUERIES + keys) * (channels + 8) + MATRIX_QUERIES * (4 * (keys + 4) + 2 * (keys + 8) + 12);
-
-/** Whether the tensor cores can do it. */
-function suitsMatrices({ tier, workgroup }: Context, { dtype, headDim, routing }: AttendProblem): boolean {
-  const channels = 4 * rowQuads(headDim);
-  return (
-    tier === "subgroup-matrix" &&
-    dtype === "f16" &&
-    headDim % 4 === 0 &&
-    routing.blockSize <= 128 &&
-    matrixBytes(matrixKeys(routing.blockSize), channels) <= workgroup.storage
-  );
-}
-
 /** The mean of each block's keys. */
 export function centroids(context: Context, problem: CentroidsProblem, out: Tensor | Piece): void {
   const { k, cuSeqlens, blockSize } = problem;
@@ -150,7 +117,7 @@ export const routeCentroids = (
   indices: Tensor<"i32">,
 ): void => choose(context, { ...problem, kvHeads: problem.centroids.shape[1], causal: true }, indices);
 
-/** Choices of a query whose running list fits into workgroup memory. */
+/** Choices of a query whose running list fits into registers. */
 const MOST_KEPT = 32;
 
 /** Places of a running list: few different numbers, so that few pipelines are compiled. */
@@ -171,13 +138,12 @@ function choose(
   if (indices.size === 0) return;
   const choices = causal ? Math.min(topK - 1, slots) : slots;
   const KEPT = keptPlaces(choices);
-  const needs = { owned: 1, passing: 1, weights: 1 };
   const centroidRows = { first: 0, end: problem.cuCentroids[problem.cuCentroids.length - 1] };
   // Where the centroids cannot be bound at once, the running lists wait in a buffer from one window to the next.
   const windows = rangesOf(centroidRows, mostRows(context, 4 * kvHeads * headDim));
   if (windows.length === 0) windows.push(centroidRows);
   const isKept = choices <= MOST_KEPT && windows.length === 1;
-  const tile = chooseTile(workgroup, headDim, { ...needs, bytesPerRow: isKept ? 8 * KEPT : 0 });
+  const tile = chooseTile(workgroup, headDim, { owned: 1, passing: 1, weights: 1 });
   const group = heads / kvHeads;
   const tokenBytes = 4 * heads * Math.max(headDim, slots, isKept ? 1 : 2 * KEPT);
   // Running lists have room for whole tiles.
@@ -210,19 +176,6 @@ function choose(
   }
 }
 
-/** Which kernel attends the lists, the entries of its tiles, and its constants. */
-function attendPlan(context: Context, problem: AttendProblem) {
-  const { headDim, routing } = problem;
-  if (suitsMatrices(context, problem)) {
-    const sizes = { BQ: MATRIX_QUERIES, MOST_KEYS: matrixKeys(routing.blockSize), DQ: rowQuads(headDim) };
-    const constants = { ...sizes, SUBGROUPS: true, MATRICES: true };
-    return { definition: ATTEND_MATRIX, listTile: MATRIX_QUERIES, constants };
-  }
-  const tile = forwardTile(context, headDim);
-  const { definition, SUBGROUPS } = chooseVariant(context, ATTEND);
-  return { definition, listTile: tile.BQ, constants: forwardConstants(context, problem, tile, SUBGROUPS) };
-}
-
 /** Attention over routed blocks by the slot plan: lists of queries block by block, slots, merge. */
 export function attend(context: Context, problem: AttendProblem, { out, lse }: AttentionResult): void {
   if (out.size === 0) return;
@@ -230,16 +183,18 @@ export function attend(context: Context, problem: AttendProblem, { out, lse }: A
   const { q, k, v, heads, kvHeads, headDim, scale, routing } = problem;
   const { cuSeqlensK, blockSize } = routing;
   const count = routing.indices.shape[2];
-  const { definition, listTile, constants } = attendPlan(context, problem);
+  const tile = forwardTile(context, headDim);
+  const { definition, SUBGROUPS } = chooseVariant(context, ATTEND);
+  const constants = forwardConstants(context, problem, tile, SUBGROUPS);
   const mostKeys = mostBound(context, problem).keys;
   const windows = blockWindows(cuSeqlensK, blockSize, { blocks: Number.POSITIVE_INFINITY, tokens: mostKeys });
-  const headLimit = Math.max(1, listHeads(context, windows[windows.length - 1].blocks.end, listTile));
+  const headLimit = Math.max(1, listHeads(context, windows[windows.length - 1].blocks.end, tile.BQ));
   const group = groupOf(problem);
   inFloat32(context, out, (wide) => {
     for (const wave of slotWaves(context, problem, count, headLimit)) {
       const { firstHead, firstToken, tokens } = wave;
       const slots = slotWorkspace(context, problem, wave, count);
-      const lists = buildLists(context, problem, wave, listTile, {
+      const lists = buildLists(context, problem, wave, tile.BQ, {
         slots: { piece: slots, places: count },
         leastTiles: 0,
       });

@@ -5,7 +5,7 @@
 fn laneOf(x: u32) -> u32 { return select(x, x * x, INTERLEAVED); }
 
 fn rowMax(tx: u32, ty: u32, values: ptr<function, array<f32, RQ>>) {
-  for (var i = 0u; i < RQ; i++) {
+  @unroll for (var i = 0u; i < RQ; i++) {
     var most = (*values)[i];
     for (var x = 1u; x < NX; x <<= 1u) { most = max(most, subgroupShuffleXor(most, laneOf(x))); }
     (*values)[i] = most;
@@ -14,7 +14,7 @@ fn rowMax(tx: u32, ty: u32, values: ptr<function, array<f32, RQ>>) {
 }
 
 fn rowSum(tx: u32, ty: u32, values: ptr<function, array<f32, RQ>>) {
-  for (var i = 0u; i < RQ; i++) {
+  @unroll for (var i = 0u; i < RQ; i++) {
     var sum = (*values)[i];
     for (var x = 1u; x < NX; x <<= 1u) { sum += subgroupShuffleXor(sum, laneOf(x)); }
     (*values)[i] = sum;

@@ -30,10 +30,9 @@ export interface WorkgroupLimits {
   readonly invocations: number;
 }
 
-/** Shapes to choose from, the best first. */
+/** Shapes to choose from, the best first: as measured, see `NOTES.md`. */
 const SHAPES: readonly Tile[] = [
-  { BQ: 64, BK: 32, RQ: 8 },
-  { BQ: 32, BK: 32, RQ: 4 },
+  { BQ: 32, BK: 32, RQ: 2 },
   { BQ: 32, BK: 16, RQ: 2 },
   { BQ: 16, BK: 16, RQ: 2 },
   { BQ: 16, BK: 8, RQ: 2 },
@@ -49,10 +48,16 @@ const SMALL_ROW = 16;
 /** Groups of four channels that a row of tiles is made for: few different ones, so that few pipelines are compiled. */
 const ROW_QUADS: readonly number[] = [4, 8, 16, 24, 32, 48, 64];
 
+/** Groups of four channels that a thread fetches side by side, at most: each waits for memory as long as all do. */
+const MOST_FETCHED = 8;
+
+/** Groups of channels that are written out in a row (`CHUNK`); divides every `DQ`. */
+const CHUNK = 4;
+
 /** `DQ` of a head dimension. */
 export function rowQuads(headDim: number): number {
   const quads = Math.ceil(headDim / 4);
-  return ROW_QUADS.find((size) => size >= quads) ?? quads;
+  return ROW_QUADS.find((size) => size >= quads) ?? Math.ceil(quads / CHUNK) * CHUNK;
 }
 
 /** Room for what is not by rows: the note of what is not finite. */
@@ -100,5 +105,9 @@ export function tileConstants(
 ): Record<string, number | boolean> {
   const [DQ, NX, TY] = [rowQuads(headDim), BK / 4, BQ / RQ];
   const INTERLEAVED = NX === 8 && TY % 4 === 0 && rowThreads >= 32;
-  return { DQ, BQ, BK, RQ, NX, TY, CQ: Math.ceil(DQ / NX), INTERLEAVED };
+  const [owned, passing] = [BQ, BK].map((rows) => (rows * DQ) / (NX * TY)); // groups that a thread fetches of a tile
+  let FETCHED = Math.min(MOST_FETCHED, passing);
+  while (owned % FETCHED > 0 || passing % FETCHED > 0) FETCHED -= 1;
+  const turns = { FETCHED, OWNED_TURNS: owned / FETCHED, PASSING_TURNS: passing / FETCHED };
+  return { DQ, BQ, BK, RQ, NX, TY, CQ: Math.ceil(DQ / NX), CHUNK, ...turns, INTERLEAVED };
 }

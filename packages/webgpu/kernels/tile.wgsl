@@ -31,45 +31,52 @@ fn rowOf(thread: u32) -> u32 {
   return ((thread >> 1u) & 1u) | ((thread >> 2u) & 2u) | ((thread >> 5u) << 2u);
 }
 
+// The group of channels, of those of a tile row by row, that a thread fetches at place n of a turn. All of a turn are fetched before the
+// first is stored, so that a thread waits once for them; rows that do not exist are fetched from one that does.
+fn fetchedAt(turn: u32, n: u32, thread: u32) -> u32 { return (turn * FETCHED + n) * THREADS + thread; }
+
 fn place(j: u32) -> u32 { return (j & 3u) * NX + (j >> 2u); }
 
 // scores[i][e] = row (ty + TY·i) of the tile at `a` · row (4·tx + e) of the tile at `b`.
 fn scoreRows(a: u32, b: u32, tx: u32, ty: u32, scores: ptr<function, array<vec4<f32>, RQ>>) {
-  for (var i = 0u; i < RQ; i++) { (*scores)[i] = vec4<f32>(); }
-  for (var c = 0u; c < DQ; c++) {
-    let y0 = tiles[b + tx][c];
-    let y1 = tiles[b + NX + tx][c];
-    let y2 = tiles[b + 2u * NX + tx][c];
-    let y3 = tiles[b + 3u * NX + tx][c];
-    for (var i = 0u; i < RQ; i++) {
-      let x = tiles[a + ty + TY * i][c];
-      var s = (*scores)[i];
-      s = fma(vec4<f32>(x.x), vec4<f32>(y0.x, y1.x, y2.x, y3.x), s);
-      s = fma(vec4<f32>(x.y), vec4<f32>(y0.y, y1.y, y2.y, y3.y), s);
-      s = fma(vec4<f32>(x.z), vec4<f32>(y0.z, y1.z, y2.z, y3.z), s);
-      s = fma(vec4<f32>(x.w), vec4<f32>(y0.w, y1.w, y2.w, y3.w), s);
-      (*scores)[i] = s;
+  @unroll for (var i = 0u; i < RQ; i++) { (*scores)[i] = vec4<f32>(); }
+  for (var turn = 0u; turn < DQ / CHUNK; turn++) {
+    @unroll for (var n = 0u; n < CHUNK; n++) {
+      let c = turn * CHUNK + n;
+      let y0 = tiles[b + tx][c];
+      let y1 = tiles[b + NX + tx][c];
+      let y2 = tiles[b + 2u * NX + tx][c];
+      let y3 = tiles[b + 3u * NX + tx][c];
+      @unroll for (var i = 0u; i < RQ; i++) {
+        let x = tiles[a + ty + TY * i][c];
+        var s = (*scores)[i];
+        s = fma(vec4<f32>(x.x), vec4<f32>(y0.x, y1.x, y2.x, y3.x), s);
+        s = fma(vec4<f32>(x.y), vec4<f32>(y0.y, y1.y, y2.y, y3.y), s);
+        s = fma(vec4<f32>(x.z), vec4<f32>(y0.z, y1.z, y2.z, y3.z), s);
+        s = fma(vec4<f32>(x.w), vec4<f32>(y0.w, y1.w, y2.w, y3.w), s);
+        (*scores)[i] = s;
+      }
     }
   }
 }
 
 // Weights of a thread's rows and its four of the other tile's rows, for accumulate.
 fn storeWeights(at: u32, tx: u32, ty: u32, weights: ptr<function, array<vec4<f32>, RQ>>) {
-  for (var i = 0u; i < RQ; i++) { weightTiles[at + ty + TY * i][tx] = (*weights)[i]; }
+  @unroll for (var i = 0u; i < RQ; i++) { weightTiles[at + ty + TY * i][tx] = (*weights)[i]; }
 }
 
 // sums[i·CQ + n] += Σ_j weights[ty + TY·i][j] · row j of the tile at `b`, channels of group tx + NX·n.
 fn accumulate(weights: u32, b: u32, tx: u32, ty: u32, sums: ptr<function, array<vec4<f32>, RQ * CQ>>) {
   for (var j = 0u; j < NX; j++) {
     var w: array<vec4<f32>, RQ>;
-    for (var i = 0u; i < RQ; i++) { w[i] = weightTiles[weights + ty + TY * i][j]; }
-    for (var n = 0u; n < CQ; n++) {
+    @unroll for (var i = 0u; i < RQ; i++) { w[i] = weightTiles[weights + ty + TY * i][j]; }
+    @unroll for (var n = 0u; n < CQ; n++) {
       let c = min(tx + NX * n, DQ - 1u);
       let y0 = tiles[b + j][c];
       let y1 = tiles[b + NX + j][c];
       let y2 = tiles[b + 2u * NX + j][c];
       let y3 = tiles[b + 3u * NX + j][c];
-      for (var i = 0u; i < RQ; i++) {
+      @unroll for (var i = 0u; i < RQ; i++) {
         var s = (*sums)[i * CQ + n];
         s = fma(vec4<f32>(w[i].x), y0, s);
         s = fma(vec4<f32>(w[i].y), y1, s);
@@ -101,13 +108,13 @@ fn accumulateVisible(
     return;
   }
   for (var j = 0u; j < BK; j++) {
-    for (var n = 0u; n < CQ; n++) {
+    @unroll for (var n = 0u; n < CQ; n++) {
       let y = tiles[b + place(j)][min(tx + NX * n, DQ - 1u)];
-      for (var i = 0u; i < RQ; i++) {
+      @unroll for (var i = 0u; i < RQ; i++) {
         let w = weightTiles[weights + ty + TY * i][j >> 2u][j & 3u];
-        if (first + i32(j) >= (*low)[i] && first + i32(j) < (*high)[i]) {
-          (*sums)[i * CQ + n] = fma(vec4<f32>(w), y, (*sums)[i * CQ + n]);
-        }
+        let isSeen = first + i32(j) >= (*low)[i] && first + i32(j) < (*high)[i];
+        let s = (*sums)[i * CQ + n];
+        (*sums)[i * CQ + n] = select(s, fma(vec4<f32>(w), y, s), isSeen);
       }
     }
   }

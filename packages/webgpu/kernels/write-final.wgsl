@@ -4,7 +4,7 @@ fn writeFinal(
   maximum: f32, sum: f32, out: ptr<function, array<vec4<f32>, RQ * CQ>>,
 ) {
   let factor = select(0.0, 1.0 / sum, seen);
-  for (var n = 0u; n < CQ; n++) {
+  @unroll for (var n = 0u; n < CQ; n++) {
     let c = tx + NX * n;
     if (c < DQ) { out_put(row * p.d, 4u * c, select(vec4<f32>(), (*out)[i * CQ + n] * factor, seen)); }
   }

@@ -4,7 +4,7 @@ fn writeRow(
   maximum: f32, sum: f32, out: ptr<function, array<vec4<f32>, RQ * CQ>>,
 ) {
   let slot = (row * p.slots + item.split) * (DQ + 1u) - p.slots_from;
-  for (var n = 0u; n < CQ; n++) {
+  @unroll for (var n = 0u; n < CQ; n++) {
     let c = tx + NX * n;
     if (c < DQ) { slots[slot + c] = (*out)[i * CQ + n] / sum; }
   }

@@ -47,7 +47,14 @@ import { sum } from "../kernels/reductions.js";
 import { rope } from "../kernels/rope.js";
 import { Commands } from "./commands.js";
 import type { Context } from "./context.js";
-import { checkTier, type DeviceOptions, describeDevice, openDevice, type Tier, tierOf } from "./device.js";
+import {
+  checkTier,
+  type DeviceOptions,
+  describeDevice,
+  highestTier,
+  openDevice,
+  type Tier,
+} from "./device.js";
 import type { PooledBuffer, PoolReport } from "./memory.js";
 import type { CompileProgress } from "./pipelines.js";
 import { Stopwatch } from "./stopwatch.js";
@@ -107,14 +114,12 @@ export class WebGpuBackend extends Backend {
     checkTier(tier);
     checkPositiveInteger("maxKeptBytes", maxKeptBytes);
     checkPositiveInteger("maxWorkspaceBytes", maxWorkspaceBytes);
-    this.tier = tierOf(device, tier);
+    this.tier = highestTier(device.features, tier);
     this.device = `${describeDevice(device)}, tier ${this.tier}`;
-    const f16 = this.tier === "shader-f16" || this.tier === "subgroup-matrix";
-    this.#commands = new Commands(device, { maxKeptBytes, f16 });
+    this.#commands = new Commands(device, { maxKeptBytes, f16: this.tier === "shader-f16" });
     this.#stopwatch = new Stopwatch(this.#commands);
     this.#context = {
       commands: this.#commands,
-      tier: this.tier,
       workgroup: {
         storage: device.limits.maxComputeWorkgroupStorageSize,
         invocations: device.limits.maxComputeInvocationsPerWorkgroup,

@@ -1,12 +1,10 @@
 import type { FloatDType, Tensor } from "@moba-js/tensor";
 import { cast } from "../kernels/elementwise.js";
 import type { Commands, Piece } from "./commands.js";
-import type { Tier } from "./device.js";
 
 /** What the launch plans know of the device. */
 export interface Context {
   readonly commands: Commands;
-  readonly tier: Tier;
   /** Bytes and threads that a workgroup may have. */
   readonly workgroup: { readonly storage: number; readonly invocations: number };
   /** The smallest subgroup that the device may use; 0 where subgroups are not to be used. */

@@ -3,19 +3,18 @@ import { ArgumentError, DeviceError } from "@moba-js/tensor";
 
 /**
  * What a backend makes use of, each tier with what the ones before it have: nothing but WebGPU itself; subgroups; 16-bit floats in
- * shaders; matrix products of subgroups (tensor cores, `chromium-experimental-subgroup-matrix`).
+ * shaders.
  */
-export type Tier = "plain" | "subgroups" | "shader-f16" | "subgroup-matrix";
+export type Tier = "plain" | "subgroups" | "shader-f16";
 
 /** Every tier, the least first. */
-export const TIERS: readonly Tier[] = ["plain", "subgroups", "shader-f16", "subgroup-matrix"];
+export const TIERS: readonly Tier[] = ["plain", "subgroups", "shader-f16"];
 
 /** The device feature that each tier adds. */
 const FEATURES: Readonly<Record<Tier, string | undefined>> = {
   plain: undefined,
   subgroups: "subgroups",
   "shader-f16": "shader-f16",
-  "subgroup-matrix": "chromium-experimental-subgroup-matrix",
 };
 
 /** Limits that are asked for as high as the adapter has them. */
@@ -47,8 +46,8 @@ const entryPoints: GPU[] = [];
 
 /** Dawn's toggles: no kernel here reads workgroup memory that it has not written, so it need not be zeroed first. */
 const TOGGLES = "disable_workgroup_init";
-/** Those that the experimental tiers need as well: on NVIDIA, Dawn hides its 16-bit floats. */
-const EXPERIMENTAL_TOGGLES = "allow_unsafe_apis,vulkan_enable_f16_on_nvidia";
+/** Those that the tier `shader-f16` needs as well: on NVIDIA, Dawn hides its 16-bit floats. */
+const F16_TOGGLES = "allow_unsafe_apis,vulkan_enable_f16_on_nvidia";
 
 /**
  * Why Dawn would find no Vulkan on Linux, if so. Asked first, since Dawn itself complains on the process's standard error. The
@@ -76,8 +75,7 @@ interface NodeProcess {
 async function findGpu({ tier, dawnOptions }: DeviceOptions): Promise<GPU> {
   const { navigator } = globalThis as { navigator?: { gpu?: GPU } };
   if (navigator?.gpu) return navigator.gpu;
-  const isExperimental = tier === "shader-f16" || tier === "subgroup-matrix";
-  const toggles = isExperimental ? [TOGGLES, EXPERIMENTAL_TOGGLES] : [TOGGLES];
+  const toggles = tier === "shader-f16" ? [TOGGLES, F16_TOGGLES] : [TOGGLES];
   const options = [...(dawnOptions ?? [`enable-dawn-features=${toggles.join()}`])];
   const name: string = "webgpu"; // not a literal, so that bundlers for browsers leave it alone
   const reason = vulkanLacks();
@@ -98,37 +96,12 @@ async function findGpu({ tier, dawnOptions }: DeviceOptions): Promise<GPU> {
 }
 
 /** The highest tier whose features are all there. */
-function highestTier(features: { has(feature: string): boolean }, most: Tier = "subgroup-matrix"): Tier {
+export function highestTier(features: { has(feature: string): boolean }, most: Tier = "shader-f16"): Tier {
   const reach = TIERS.slice(0, TIERS.indexOf(most) + 1);
   const missing = reach.findIndex(
     (tier) => FEATURES[tier] !== undefined && !features.has(FEATURES[tier] as string),
   );
   return reach[(missing === -1 ? reach.length : missing) - 1];
-}
-
-/** A shape of matrix products, as `chromium-experimental-subgroup-matrix` lists them. */
-interface MatrixConfig {
-  readonly componentType: string;
-  readonly resultComponentType: string;
-  readonly M: number;
-  readonly N: number;
-  readonly K: number;
-}
-
-/** Threads of the kernels that multiply matrices: whole subgroups, and four or more that are neighbours in one. */
-const MATRIX_THREADS = 128;
-
-/** {@link highestTier} of a device; without the 16 × 16 × 16 products that the kernels are made of, not the last one. */
-export function tierOf({ features, adapterInfo }: GPUDevice, most?: Tier): Tier {
-  const tier = highestTier(features, most);
-  if (tier !== "subgroup-matrix") return tier;
-  const { subgroupMinSize = 0, subgroupMaxSize = 0 } = adapterInfo;
-  const { subgroupMatrixConfigs = [] } = adapterInfo as { subgroupMatrixConfigs?: Iterable<MatrixConfig> };
-  const isThere = [...subgroupMatrixConfigs].some(
-    ({ componentType, resultComponentType, M, N, K }) =>
-      componentType === "f16" && resultComponentType === "f32" && M === 16 && N === 16 && K === 16,
-  );
-  return isThere && subgroupMinSize >= 4 && MATRIX_THREADS % subgroupMaxSize === 0 ? tier : "shader-f16";
 }
 
 /** @throws ArgumentError for what is no tier. */

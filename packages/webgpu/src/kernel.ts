@@ -167,9 +167,8 @@ function declareBuffer(name: string, index: number, binding: Binding, spec: Spec
       }
       if (spec.vector) {
         return `${declare(quadType)}fn ${name}_row(begin: u32, c: u32) -> vec4<f32> {
-  if (c >= p.d) { return vec4<f32>(); }
-  let at = (begin + c - ${from}) >> 2u;
-  return ${quad};
+  let at = (begin + min(c, p.d - 4u) - ${from}) >> 2u;
+  return select(vec4<f32>(), ${quad}, c < p.d);
 }\n`;
       }
       return `${declare(elementType)}${at}fn ${name}_row(begin: u32, c: u32) -> vec4<f32> {
@@ -205,18 +204,52 @@ export function countedBefore(element: Element, dtype: DType, origin: number): n
 const constant = (value: number | boolean): string =>
   typeof value === "boolean" ? `bool = ${value}` : `u32 = ${value}u`;
 
-/** Subgroups take different matrices in turn: the compiler cannot see that the threads of each go the same way. */
-const MATRIX_DIRECTIVES = [
-  "enable chromium_experimental_subgroup_matrix;",
-  "diagnostic(off, chromium.subgroup_matrix_uniformity);",
-];
+/** The head of a loop to unroll, up to its body. */
+const UNROLLED = /@unroll for \(var (\w+) = 0u; \1 < ([^;]+); \1\+\+\) \{/;
+
+/** Turns of a loop that is written out, at most, and of one around another: compilers take very long for more. */
+const MOST_TURNS = 8;
+const MOST_OUTER_TURNS = 4;
+
+/** A product of constants and numbers, as it stands in the head of a loop to unroll. */
+const turnsOf = (bound: string, constants: Specialization["constants"]): number =>
+  bound
+    .split("*")
+    .map((factor) => constants[factor.trim()] ?? Number.parseInt(factor, 10))
+    .reduce<number>((product, factor) => product * Number(factor), 1);
+
+/**
+ * Writes loops marked `@unroll` out, their counter a constant in each turn: compilers keep an array in registers only if every index is
+ * known to them. Those of many turns stay loops. The head is `@unroll for (var i = 0u; i < BOUND; i++) {`, the bound a product of the kernel's constants and numbers; no
+ * `break` or `continue` inside belongs to it.
+ * @throws Error for a bound that is not known, or a body that does not end
+ */
+export function unroll(source: string, constants: Specialization["constants"]): string {
+  const head = UNROLLED.exec(source);
+  if (!head) return source;
+  const [{ length }, counter, bound] = head;
+  const begin = head.index + length;
+  let end = begin;
+  for (let depth = 1; depth > 0; end++) {
+    if (end === source.length) throw new Error(`a loop over ${counter} does not end`);
+    depth += source[end] === "{" ? 1 : source[end] === "}" ? -1 : 0;
+  }
+  const turns = turnsOf(bound, constants);
+  if (!Number.isInteger(turns)) throw new Error(`${bound} is not known`);
+  const inner = source.slice(begin, end - 1);
+  const body = unroll(inner, constants);
+  const loop =
+    turns > (UNROLLED.test(inner) ? MOST_OUTER_TURNS : MOST_TURNS)
+      ? `${head[0].slice("@unroll ".length)}${body}}`
+      : Array.from({ length: turns }, (_, i) => `{ const ${counter} = ${i}u;${body}}`).join("\n");
+  return source.slice(0, head.index) + loop + unroll(source.slice(end), constants);
+}
 
 /** The text of a library file and of a kernel, with the declarations that they rely on: a complete WGSL module. */
 export function assemble({ source, bindings, params }: Kernel, spec: Specialization): string {
   const enable = [
     ...(spec.constants.SUBGROUPS ? ["enable subgroups;"] : []),
     ...(spec.f16 ? ["enable f16;"] : []),
-    ...(spec.constants.MATRICES ? MATRIX_DIRECTIVES : []),
   ];
   const dtypes = [...new Set(Object.values(spec.dtypes))];
   const fields = [
@@ -232,6 +265,6 @@ export function assemble({ source, bindings, params }: Kernel, spec: Specializat
     NAN_KEEPING,
     ...dtypes.map(conversions),
     ...Object.entries(bindings).map(([name, binding], index) => declareBuffer(name, index, binding, spec)),
-    source,
+    unroll(source.replaceAll(/\/\/.*/g, ""), spec.constants),
   ].join("\n");
 }

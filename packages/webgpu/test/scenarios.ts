@@ -84,30 +84,19 @@ export async function conformance({
 }
 
 /**
- * Compiles what f16 attention needs in the tiers that no CPU device has, on Dawn's null device, which has every feature and computes
+ * Compiles what f16 attention needs in the tier that no CPU device has, on Dawn's null device, which has every feature and computes
  * nothing. Says which kernels were compiled, and what the compiler complained of.
  */
-export async function compilingExperimental({
-  tier,
-}: {
+export async function compilingExperimental(): Promise<{
   tier: Tier;
-}): Promise<{ tier: Tier; kernels: string[]; complaints: string[] }> {
-  const name: string = "webgpu";
-  const gpu: GPU = (await import(name)).create(["backend=null", "enable-dawn-features=allow_unsafe_apis"]);
-  keptAlive.push(gpu);
-  const adapter = (await gpu.requestAdapter()) as GPUAdapter;
-  const features = ["subgroups", "shader-f16", "chromium-experimental-subgroup-matrix"] as GPUFeatureName[];
-  const device = await adapter.requestDevice({ requiredFeatures: features });
-  const config = { componentType: "f16", resultComponentType: "f32", M: 16, N: 16, K: 16 };
-  Object.defineProperty(device, "adapterInfo", {
-    value: { subgroupMinSize: 32, subgroupMaxSize: 32, subgroupMatrixConfigs: [config] },
-  });
-  // The null device has less workgroup memory than those that the tensor cores are on.
-  Object.defineProperty(device, "limits", {
-    value: { ...copyOf(device.limits), maxComputeWorkgroupStorageSize: 49152 },
-  });
+  kernels: string[];
+  complaints: string[];
+}> {
+  const dawnOptions = ["backend=null", "enable-dawn-features=allow_unsafe_apis"];
+  const device = await openDevice({ tier: "shader-f16", dawnOptions });
+  Object.defineProperty(device, "adapterInfo", { value: { subgroupMinSize: 32, subgroupMaxSize: 32 } });
   const { complaints, kernels } = watch(device);
-  const backend = new WebGpuBackend(device, { tier });
+  const backend = new WebGpuBackend(device);
   const tensor = () => backend.zeros([256, 2, 64], "f16");
   await backend
     .compileAsync(() =>
@@ -121,8 +110,7 @@ export async function compilingExperimental({
       }),
     )
     .catch((error) => complaints.push(String(error)));
-  const isOfMemory = (complaint: string) => complaint.includes("total use of workgroup storage");
-  return { tier: backend.tier, kernels, complaints: complaints.filter((each) => !isOfMemory(each)) };
+  return { tier: backend.tier, kernels, complaints };
 }
 
 /** A device's limits as a plain object. */
@@ -507,20 +495,16 @@ export async function narrowProblems({ seed }: { seed: number }): Promise<Record
 }
 
 /**
- * The tiers `shader-f16` and `subgroup-matrix` on a device that has neither, their kernels rewritten: routed attention in f16, against
- * the CPU. Says which kernels ran.
+ * The tier `shader-f16` on a device that has it not, its kernels rewritten: routed attention in f16, against the CPU. Says which
+ * kernels ran.
  */
-export async function emulatedMatrices({
+export async function emulatedF16({
   seed,
 }: {
   seed: number;
 }): Promise<{ tier: Tier; differences: Record<string, number>; kernels: string[] }> {
   const { compare, differences } = comparing(seed);
   const { device, complaints } = await watchedDevice({ tier: "subgroups", limits: "adapter" });
-  const config = { componentType: "f16", resultComponentType: "f32", M: 16, N: 16, K: 16 };
-  const { subgroupMinSize, subgroupMaxSize } = device.adapterInfo;
-  const info = { subgroupMinSize, subgroupMaxSize, subgroupMatrixConfigs: [config] };
-  Object.defineProperty(device, "adapterInfo", { value: info });
   Object.defineProperty(device, "features", { value: { has: () => true } });
   const kernels: string[] = [];
   const create = device.createShaderModule.bind(device);
