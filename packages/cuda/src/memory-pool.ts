@@ -15,7 +15,7 @@ export interface MemorySource {
   free(blocks: readonly Block[]): void;
 }
 
-/** What a {@link MemoryPool} holds, in bytes. */
+/** What a pool of device memory holds, in bytes. */
 export interface PoolReport {
   /** Handed out. */
   readonly usedBytes: number;

@@ -285,6 +285,33 @@ const checks = {
     );
   },
 
+  async "work beside runs at the same time, in order, on memory of its own"() {
+    const { device, spin, addOne } = openDevice();
+    const storage = device.storage(4);
+    const run = () => {
+      device.fill(storage.pointer, 4, 0);
+      let freed;
+      const join = device.beside(() => {
+        const scratch = device.scratch(4096);
+        addOne(storage.pointer, 1);
+        spin(50);
+        addOne(storage.pointer, 1);
+        freed = scratch.pointer;
+        scratch.dispose();
+      });
+      const scratch = device.scratch(4096);
+      assert.notEqual(scratch.pointer, freed);
+      spin(50);
+      join();
+      addOne(storage.pointer, 1);
+      scratch.dispose();
+    };
+    run();
+    const milliseconds = await device.time(run);
+    assert.ok(milliseconds > 49 && milliseconds < 75, `${milliseconds} ms`);
+    assert.equal(new Float32Array(await device.download(storage.pointer, 4))[0], 3);
+  },
+
   async "out of memory is an error that says how much, and the next call works"() {
     const cuda = await open();
     const { memoryBytes } = cudaDevices()[0];

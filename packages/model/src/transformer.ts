@@ -195,7 +195,7 @@ export class Transformer {
     return tape.segment(x, (part, input) => this.#norm(part, "norm", input));
   }
 
-  /** Logits of the next token, `[T, V]`, from {@link hidden} (or some of its rows): the embedding is the output matrix too. */
+  /** Logits of the next token, `[T, V]`, from `hidden` (or some of its rows): the embedding is the output matrix too. */
   logits(tape: Tape, hidden: Variable): Variable {
     return tape.linear(hidden, this.#weight(tape, "embedding"));
   }

@@ -74,13 +74,13 @@ export function convolveKeys(options: ConvolutionOptions): Float64Array {
  * (That is the mean signal over the deviation of the noise. A strong signal suffers more: how much of it is lost then
  * depends visibly on where in the block it lies.)
  *
- * @param options.weights one weight a lag; for a residual convolution add 1 to the first.
  * @throws ArgumentError if `weights` is empty or holds a number that is not finite, or `blockSize` is not an integer ≥ 1.
  */
 export function linearConvolutionGain({
   weights,
   blockSize,
 }: {
+  /** One weight a lag; for a residual convolution add 1 to the first. */
   readonly weights: readonly number[];
   readonly blockSize: number;
 }): number {

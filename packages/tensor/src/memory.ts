@@ -113,7 +113,7 @@ export abstract class DeviceMemory {
 
   /**
    * Enqueues writing values over those of a tensor, in place: for tensors that captured work reads.
-   * @param data as {@link tensor} takes it
+   * @param data as `tensor` takes it
    */
   write(tensor: Tensor, data: ArrayLike<number>): void {
     this.#checkOpen();

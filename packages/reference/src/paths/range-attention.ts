@@ -95,7 +95,7 @@ export function rangeAttention(inputs: AttentionInputs, range: KeyRange): Attent
   return { out, lse };
 }
 
-/** Gradients of {@link rangeAttention}; equations as in `maskedAttentionBackward`. `round` is ignored. */
+/** Gradients of `rangeAttention`; equations as in `maskedAttentionBackward`. `round` is ignored. */
 export function rangeAttentionBackward(inputs: BackwardInputs, range: KeyRange): Gradients {
   const step = inputs.kvHeads * inputs.headDim;
   let widest = 0;
