@@ -5,31 +5,13 @@
 // allow-spills sm80_attend_backward_bf16_d128: on sm_120 four words, between tiles
 // allow-spills sm80_attend_backward_f16_d128: on sm_120 four words, between tiles
 #include "backward/key_gradients.cuh"
-#include "common/range.cuh"
+#include "backward/wave.cuh"
 
-struct BackwardArguments {
+struct BackwardArguments : WaveArguments {
   const void* q;  // [T, H, d]
   const void* d_out;
   const void* k;  // [Tk, Hkv, d]
   const void* v;
-  const float2* terms;     // [H, T], see row_terms.cu
-  const Range* ranges;
-  const int* counts;       // lists, see invert.ts
-  const int* starts;
-  const int* entries;
-  const int4* items;       // {chunk, begin, rows, piece}, in a region of most_items a segment
-  const int* item_starts;  // [segments + 1]: items of the segments before
-  int* ticket;             // zero
-  void* partial;           // dq of slots; null: not wanted
-  float* pieces;
-  void* dk;  // [Tk, Hkv, d]; null: not wanted
-  void* dv;
-  int all_tokens, heads, group;     // T, H, H/Hkv
-  int slots, chunks, chunk_keys, block_size;
-  int first_kv_head, first_token, tokens;  // of the lists
-  int range_count, columns, most_items, segments;
-  int causal;
-  float scale;
 };
 
 // What a CTA has to know of its item, in shared memory: registers are scarce.

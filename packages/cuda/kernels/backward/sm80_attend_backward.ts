@@ -50,12 +50,11 @@ function differentiate(device: Device, problem: AttendBackwardProblem, wave: Bac
   const { chunks } = wave;
   using ticket = device.scratch(4);
   device.fill(ticket.pointer, 4, 0);
-  const args = new Arguments()
+  const args = addWave(new Arguments(), problem, wave, ticket.pointer)
     .pointer(pointerOf(q))
     .pointer(pointerOf(dOut))
     .pointer(pointerOf(k))
     .pointer(pointerOf(v));
-  addWave(args, problem, wave, ticket.pointer);
   const tile = keyTile(headDim, chunks.keys);
   const kernel = device.kernel(
     "sm80_attend_backward",

@@ -7,8 +7,8 @@
 // kept as sᵀ = k·qᵀ, rows are keys, so that p and ds lie in registers as the products for dv and dk take them; for
 // dq = ds·k, ds goes through shared memory. A tile's products begin in the order s, dp, dv, dq, dk: p is computed while dp
 // is under way, ds during dv, and dq is stored during dk.
+#include "backward/wave.cuh"
 #include "common/pairs.cuh"
-#include "common/range.cuh"
 #include "common/shared.cuh"
 #include "common/tile.cuh"
 #include "ptx/cp_async.cuh"
@@ -17,28 +17,11 @@
 #include "ptx/tma.cuh"
 #include "ptx/wgmma.cuh"
 
-struct BackwardArguments {
+struct BackwardArguments : WaveArguments {
   ptx::TensorMap key_map, value_map;  // [Tk, Hkv * d], boxes of Keys rows and 64 columns
   const void* q;                      // [T, H, d]
   const void* d_out;
-  const float2* terms;     // [H, T], see row_terms.cu
-  const Range* ranges;
-  const int* counts;       // lists, see invert.ts
-  const int* starts;
-  const int* entries;
-  const int4* items;       // {chunk, begin, rows, piece}, in a region of most_items a segment
-  const int* item_starts;  // [segments + 1]: items of the segments before
-  int* ticket;             // zero
-  void* partial;           // dq of slots; null: not wanted
-  float* pieces;
-  void* dk;  // [Tk, Hkv, d]; null: not wanted
-  void* dv;
-  int all_tokens, heads, group;  // T, H, H/Hkv
-  int slots, chunks, chunk_keys, block_size;
-  int first_kv_head, first_token, tokens;  // of the lists
-  int range_count, columns, most_items, segments;
-  int causal;
-  float scale, exponent_scale;  // of scores, and that times log2 e
+  float exponent_scale;  // scale, times log2 e
 };
 
 constexpr int ROWS = 64;  // of queries in a tile

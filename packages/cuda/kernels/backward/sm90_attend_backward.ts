@@ -70,12 +70,11 @@ function differentiate(device: Device, problem: AttendBackwardProblem, wave: Bac
     device.tensorMap(address, dtype, [row, k.shape[0]], [2 * row], [64, shape.keys], 128);
   using ticket = device.scratch(4);
   device.fill(ticket.pointer, 4, 0);
-  const args = new Arguments()
+  const args = addWave(new Arguments(), problem, wave, ticket.pointer)
     .bytes(map(pointerOf(k)), 64)
     .bytes(map(pointerOf(v)), 64)
     .pointer(pointerOf(q))
-    .pointer(pointerOf(dOut));
-  addWave(args, problem, wave, ticket.pointer)
+    .pointer(pointerOf(dOut))
     .float(scale * Math.LOG2E)
     .bytes(new Uint8Array(0), 64);
   const name = `sm90_attend_backward_${dtype}_d${headDim}_b${shape.keys}`;
