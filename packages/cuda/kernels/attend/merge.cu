@@ -2,7 +2,7 @@
 #include "common/merge_rows.cuh"
 #include "common/warp.cuh"
 
-constexpr int THREADS = 128;
+constexpr int THREADS = 256;
 
 // Rows are head-major: row number (head − first_head) · tokens + token − first_token.
 struct MergeArguments {
@@ -42,24 +42,16 @@ __device__ __forceinline__ void merge(const MergeArguments& a) {
   if (piece == 0) a.lse[query] = log2_sum * LN_2;
 }
 
-// CTAs of a multiprocessor, at least: where 64 registers are enough, as many as bring the most loads on their way.
-#if __CUDA_ARCH__ == 900
-constexpr int MANY = 8;
-#else
-constexpr int MANY = 7;
-#endif
-
-#define MERGE(NAME, T, D, RESIDENT)                                     \
-  extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)       \
-      NAME(const __grid_constant__ MergeArguments arguments) {          \
-    merge<T, D>(arguments);                                             \
+#define MERGE(NAME, T, D)                                                                                         \
+  extern "C" __global__ void __launch_bounds__(THREADS) NAME(const __grid_constant__ MergeArguments arguments) { \
+    merge<T, D>(arguments);                                                                                       \
   }
-#define MERGE_DIMS(NAME, T)    \
-  MERGE(NAME##_d32, T, 32, 7)  \
-  MERGE(NAME##_d64, T, 64, MANY)  \
-  MERGE(NAME##_d96, T, 96, 7)  \
-  MERGE(NAME##_d128, T, 128, MANY) \
-  MERGE(NAME##_d256, T, 256, 7)
+#define MERGE_DIMS(NAME, T) \
+  MERGE(NAME##_d32, T, 32)  \
+  MERGE(NAME##_d64, T, 64)  \
+  MERGE(NAME##_d96, T, 96)  \
+  MERGE(NAME##_d128, T, 128) \
+  MERGE(NAME##_d256, T, 256)
 
 MERGE_DIMS(merge_bf16, bf16)
 MERGE_DIMS(merge_f16, f16)

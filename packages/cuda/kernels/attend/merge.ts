@@ -26,7 +26,7 @@ export interface Suspects {
   readonly rows: number;
 }
 
-const THREADS = 128;
+const THREADS = 256;
 
 /**
  * Merges partial outputs of 2-byte elements: `out = Σ_s 2^(lse_s − L) · partial_s`, `L = log2 Σ_s 2^lse_s`,
