@@ -7,10 +7,10 @@ import { ceilDiv } from "../common/launch.js";
  * `(head − firstHead) · tokens + token − firstToken`.
  */
 export interface PartialOutputs {
-  /** Address of `[rows, slots, d]` in the dtype of q, in accumulator order (merge_rows.cuh). */
+  /** Addresses of `[rows, slots]`: rows of d elements, and what is noted of each, as `SlotKernel.packed` says. */
   readonly partial: number;
-  /** Address of float32 `[rows, slots]`, base 2. */
-  readonly partialLse: number;
+  readonly notes: number;
+  readonly packed: boolean;
   readonly firstHead: number;
   readonly firstToken: number;
   readonly tokens: number;
@@ -27,6 +27,10 @@ export interface Suspects {
 }
 
 const THREADS = 256;
+/** Elements that a thread merges where they are not packed. */
+const ELEMENTS = 8;
+/** Threads that merge a packed row. */
+const QUAD = 4;
 
 /**
  * Merges partial outputs of 2-byte elements: `out = Σ_s 2^(lse_s − L) · partial_s`, `L = log2 Σ_s 2^lse_s`,
@@ -38,10 +42,10 @@ export function merge(
   partials: PartialOutputs,
   { out, lse }: AttentionResult,
 ): void {
-  const { partial, partialLse, firstHead, firstToken, tokens, rows, suspects } = partials;
+  const { partial, notes, packed, firstHead, firstToken, tokens, rows, suspects } = partials;
   const args = new Arguments()
     .pointer(partial)
-    .pointer(partialLse)
+    .pointer(notes)
     .pointer(pointerOf(routing.indices))
     .pointer(pointerOf(out))
     .pointer(pointerOf(lse))
@@ -54,6 +58,8 @@ export function merge(
     .int(tokens)
     .int(rows)
     .bytes(new Uint8Array(0), 8);
-  const kernel = device.kernel("merge", `merge_${dtype}_d${headDim}`);
-  device.launch(kernel, [ceilDiv(rows * (headDim / 8), THREADS), 1, 1], THREADS, 0, args);
+  const file = packed ? "merge_packed" : "merge";
+  const kernel = device.kernel(file, `${file}_${dtype}_d${headDim}`);
+  const threads = rows * (packed ? QUAD : headDim / ELEMENTS);
+  device.launch(kernel, [ceilDiv(threads, THREADS), 1, 1], THREADS, 0, args);
 }

@@ -1,6 +1,7 @@
 import type { AttendProblem, AttentionResult } from "@moba-js/tensor";
 import { type Device, pointerOf } from "../../src/device.js";
 import { ceilDiv } from "../common/launch.js";
+import { PACKED_NOTE_BYTES, packedRowBytes } from "../common/packed_rows.js";
 import { type BlockLists, invert } from "../route/invert.js";
 import { queryRanges } from "../route/ranges.js";
 import { merge, type Suspects } from "./merge.js";
@@ -13,20 +14,27 @@ export interface AttendWave {
   /** The heads to attend, counted from that one. */
   readonly begin: number;
   readonly end: number;
-  /** Addresses of `[heads, tokens, slots, d]` in the dtype of q, in accumulator order, and float32 `[heads, tokens, slots]`, base 2. */
+  /** Addresses of a row and of a note for each of `[heads, tokens, slots]`: {@link SlotKernel.packed} says what they are. */
   readonly partial: number;
-  readonly partialLse: number;
+  readonly notes: number;
   /** Address of a zero. */
   readonly ticket: number;
 }
 
 /** A kernel for the second of the plan's three steps. */
 export interface SlotKernel {
+  /**
+   * Whether partial outputs are packed rows and `PackedNote`s (packed_rows.cuh); else they are `d` elements in the dtype of q, in
+   * accumulator order (merge_rows.cuh), and their lse, float32, base 2.
+   */
+  readonly packed: boolean;
   /** Rows of a work item, at most, of so many (query, slot) pairs in all: a multiple of 64. */
   mostRows(pairs: number): number;
+  /** Queries of a range, at most, where the longest sequence has so many. Default: all. */
+  mostQueries?(longest: number): number;
   /** Enqueues the attention of a wave to its partial outputs. */
   attend(wave: AttendWave): void;
-  /** Enqueues what is to follow the merge, which has listed its suspects. */
+  /** Enqueues what is to follow the merge, which has listed its suspects. Packed rows need it. */
   repair?(ranges: BlockLists["ranges"], suspects: Suspects): void;
 }
 
@@ -45,10 +53,10 @@ interface Plan {
   readonly heads: number;
 }
 
-function planWaves(device: Device, { tokens, heads, headDim, routing }: AttendProblem): Plan {
+function planWaves(device: Device, { tokens, heads, routing }: AttendProblem, slotBytes: number): Plan {
   const slots = routing.indices.shape[2];
   const listBytes = 13 * slots; // of a query of one head: entries, counts for the scatter (no more than entries), work items
-  const partialBytes = (2 * headDim + 4) * slots;
+  const partialBytes = slotBytes * slots;
   const fitting = (share: number, bytes: number) => Math.floor((share * device.maxWorkspaceBytes) / bytes);
   const most = Math.min(fitting(LISTS, listBytes), fitting(1 - LISTS, partialBytes), 2 ** 31 / slots - 1);
   const part = ceilDiv(tokens, ceilDiv(tokens, Math.max(1, Math.floor(most))));
@@ -75,13 +83,20 @@ export function slotAttend(
   outputs: AttentionResult,
   kernel: SlotKernel,
 ): void {
-  const { tokens, heads, headDim, routing } = problem;
+  const { tokens, heads, headDim, routing, cuSeqlens } = problem;
   const { blockSize, causal } = routing;
   const slots = routing.indices.shape[2];
   const indices = pointerOf(routing.indices);
-  const plan = planWaves(device, problem);
+  const rowBytes = kernel.packed ? packedRowBytes(headDim) : 2 * headDim;
+  const noteBytes = kernel.packed ? PACKED_NOTE_BYTES : 4;
+  const plan = planWaves(device, problem, rowBytes + noteBytes);
+  const longest = cuSeqlens.reduce(
+    (most, begin, s) => Math.max(most, (cuSeqlens[s + 1] ?? begin) - begin),
+    1,
+  );
+  const most = Math.min(plan.tokens, kernel.mostQueries?.(longest) ?? longest);
   for (const part of evenly(tokens, plan.tokens)) {
-    const ranges = queryRanges(device, problem, { blockSize, causal, most: plan.tokens, part });
+    const ranges = queryRanges(device, problem, { blockSize, causal, most, part });
     for (const [firstHead, endHead] of evenly(heads, plan.listHeads)) {
       const takenHeads = endHead - firstHead;
       const mostRows = kernel.mostRows(ranges.tokens * takenHeads * slots);
@@ -91,9 +106,9 @@ export function slotAttend(
       device.fill(zeros.pointer, ZERO_BYTES * waves.length, 0);
       for (const [i, [begin, end]] of waves.entries()) {
         const rows = (end - begin) * ranges.tokens;
-        using partial = device.scratch(2 * headDim * slots * rows);
-        using partialLse = device.scratch(4 * slots * rows);
-        const addresses = { partial: partial.pointer, partialLse: partialLse.pointer };
+        using partial = device.scratch(rowBytes * slots * rows);
+        using notes = device.scratch(noteBytes * slots * rows);
+        const addresses = { partial: partial.pointer, notes: notes.pointer, packed: kernel.packed };
         const [ticket, count] = [0, 4].map((offset) => zeros.pointer + ZERO_BYTES * i + offset);
         kernel.attend({ lists, firstHead, begin, end, ticket, ...addresses });
         using listed = device.scratch(kernel.repair ? 4 * rows : 0);

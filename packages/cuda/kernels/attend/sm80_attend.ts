@@ -9,6 +9,7 @@ const RESIDENT = 2;
 /** Routed attention on tensor cores, on any architecture that has them: where `tensorCores` says so and the routing has slots. */
 export function sm80Attend(device: Device, problem: AttendProblem, outputs: AttentionResult): void {
   slotAttend(device, problem, outputs, {
+    packed: false,
     mostRows: () => queriesAtOnce(problem.headDim),
     attend: (wave) => attend(device, problem, wave),
   });
@@ -16,7 +17,7 @@ export function sm80Attend(device: Device, problem: AttendProblem, outputs: Atte
 
 function attend(device: Device, problem: AttendProblem, wave: AttendWave): void {
   const { q, k, v, dtype, heads, kvHeads, headDim, routing } = problem;
-  const { lists, firstHead, begin, end, partial, partialLse } = wave;
+  const { lists, firstHead, begin, end, partial, notes } = wave;
   const { ranges } = lists;
   const { scale, negate } = scoreScale(problem.scale);
   const args = new Arguments()
@@ -28,7 +29,7 @@ function attend(device: Device, problem: AttendProblem, wave: AttendWave): void 
     .pointer(lists.items)
     .pointer(lists.phase)
     .pointer(partial)
-    .pointer(partialLse)
+    .pointer(notes)
     .long(kvHeads * headDim)
     .int(heads)
     .int(heads / kvHeads)

@@ -4,6 +4,7 @@
 // Persistent. A warpgroup of producers takes work items (a key block and some of its queries) from a global counter, loads
 // keys and values by the copy engine and gathers queries into tiles of 64; each consumer warpgroup takes every so many-th
 // tile. Tiles run ahead across items, so that gathers hide behind products.
+#include "common/packed_rows.cuh"
 #include "common/pairs.cuh"
 #include "common/range.cuh"
 #include "common/shared.cuh"
@@ -21,8 +22,8 @@ struct AttendArguments {
   const int* entries;      // lists, in a region of queries * slots a segment
   const int4* items;       // {block, list begin, rows, 0}, in a region of max_items a segment
   const int* item_starts;  // [segments + 1]: items before each segment
-  void* partial;           // partial outputs, d elements in accumulator order, from the first segment's rows on
-  float* partial_lse;      // base 2
+  void* partial;           // partial outputs from the first segment's rows on: bf16 packed, f16 d elements in accumulator order
+  void* notes;             // of partial outputs: of packed ones PackedNote, else their lse, base 2
   int* ticket;             // zero
   int first_token, tokens;         // of the lists
   int heads, group, slots, range_count, max_items;
@@ -51,6 +52,7 @@ struct Attend {
   static constexpr int PIECES = D / 8;           // 16-byte pieces of a row
   static constexpr int SHARED = Stages * 2 * CHUNK + QueryStages * TILE + 1024;
   static constexpr int THREADS = 128 * Warpgroups + 128;
+  static constexpr bool PACKED = packed::PACKS<T>;
 
   struct Shared {
     uint64_t chunk_full[Stages], chunk_empty[Stages], tile_full[QueryStages], tile_empty[QueryStages];
@@ -74,8 +76,8 @@ struct Attend {
       ptx::barrier_init(ptx::shared_address(&shared.chunk_empty[i]), Warpgroups);
     }
     for (int i = 0; i < QueryStages; i++) {
-      ptx::barrier_init(ptx::shared_address(&shared.tile_full[i]), 128 + 4);  // copies of each thread, notes of each warp
-      ptx::barrier_init(ptx::shared_address(&shared.tile_empty[i]), 4);
+      ptx::barrier_init(ptx::shared_address(&shared.tile_full[i]), 128 + 128);  // copies and notes of each thread
+      ptx::barrier_init(ptx::shared_address(&shared.tile_empty[i]), 128);
     }
     ptx::barrier_init_fence();
   }
@@ -186,10 +188,10 @@ struct Attend {
       }
     }
     ptx::barrier_arrive_after_copies(full);
+    // Each lane arrives for what it wrote itself: that one does for its warp is as right, but no tool can tell.
     if (lane < 16) shared.entries[stage][row_of_lane()] = entry;
     if (t == 0) shared.tiles[stage] = next;
-    __syncwarp();
-    if (lane == 0) ptx::barrier_arrive(full);
+    ptx::barrier_arrive(full);
   }
 
   // ---- consumers --------------------------------------------------------------------------------------------------
@@ -304,14 +306,15 @@ struct Attend {
   __device__ void store_rows(const float (&o)[D / 2], int stage, float max0, float sum0, float max1, float sum1) const {
     const QueryTile& tile = shared.tiles[stage];
     const int r = row();
-    if (r < tile.rows) store<0>(o, inverse_sum(sum0), log_sum(max0, sum0), tile.slots + shared.entries[stage][r]);
-    if (r + 8 < tile.rows) store<2>(o, inverse_sum(sum1), log_sum(max1, sum1), tile.slots + shared.entries[stage][r + 8]);
+    const long long slot0 = r < tile.rows ? tile.slots + shared.entries[stage][r] : -1;
+    const long long slot1 = r + 8 < tile.rows ? tile.slots + shared.entries[stage][r + 8] : -1;
+    store<0>(o, inverse_sum(sum0), log_sum(max0, sum0), slot0);
+    store<2>(o, inverse_sum(sum1), log_sum(max1, sum1), slot1);
   }
 
-  // Tells the producers that this warp is done with a tile of queries.
+  // Tells the producers that this thread is done with a tile of queries and its notes.
   __device__ void release_tile(int stage) const {
-    __syncwarp();  // all lanes have read its notes
-    if (threadIdx.x % 32 == 0) ptx::barrier_arrive(ptx::shared_address(&shared.tile_empty[stage]));
+    ptx::barrier_arrive(ptx::shared_address(&shared.tile_empty[stage]));
   }
 
   // Tells the producers that this warpgroup is done with a chunk.
@@ -361,9 +364,31 @@ struct Attend {
     return x + __shfl_xor_sync(~0u, x, 2);
   }
 
-  // Writes one of a thread's two rows as it lies in the registers: pieces of 16 bytes, no exchange between lanes.
+  // Writes one of a thread's two rows as it lies in the registers, no elements exchanged between lanes. `slot`: negative for
+  // a row that is not there.
   template <int Row>
   __device__ void store(const float (&o)[D / 2], float scale, float lse, long long slot) const {
+    if constexpr (PACKED) store_packed<Row>(o, scale, lse, slot);
+    else if (slot >= 0) store_whole<Row>(o, scale, lse, slot);
+  }
+
+  template <int Row>
+  __device__ void store_packed(const float (&o)[D / 2], float scale, float lse, long long slot) const {
+    packed::Row<D> row;
+#pragma unroll
+    for (int part = 0; part < D / 64; part++) {
+      float x[16];
+#pragma unroll
+      for (int i = 0; i < 16; i++) x[i] = o[32 * part + i / 2 * 4 + Row + i % 2];
+      row.pack(part, x, scale);
+    }
+    if (slot < 0) return;
+    row.store(a.partial, slot);
+    if (threadIdx.x % 4 == 0) static_cast<PackedNote*>(a.notes)[slot] = {lse, row.steps};
+  }
+
+  template <int Row>
+  __device__ void store_whole(const float (&o)[D / 2], float scale, float lse, long long slot) const {
     const int lane = threadIdx.x % 4;
     uint4* target = static_cast<uint4*>(a.partial) + slot * PIECES + lane;
 #pragma unroll
@@ -376,11 +401,12 @@ struct Attend {
       }
       __stcs(target + 4 * i, make_uint4(words[0], words[1], words[2], words[3]));
     }
-    if (lane == 0) a.partial_lse[slot] = lse;
+    if (lane == 0) static_cast<float*>(a.notes)[slot] = lse;
   }
 };
 
-// Registers that the CTA was launched with are shared out between the consumers and the producers.
+// Registers that the CTA was launched with are shared out between the consumers and the producers. By the shuffle the
+// compiler knows that a warp has one number, and keeps addresses in uniform registers.
 #define MOBA_ATTEND(NAME, T, D, KEYS, STAGES, QUERY_STAGES, WARPGROUPS, CHUNKED, CONSUMER, PRODUCER)                   \
   extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 128, 1)                                              \
       NAME(const __grid_constant__ AttendArguments arguments) {                                                        \
@@ -394,7 +420,7 @@ struct Attend {
       kernel.produce();                                                                                                \
     } else {                                                                                                           \
       asm volatile("setmaxnreg.inc.sync.aligned.u32 " #CONSUMER ";");                                                  \
-      kernel.consume(threadIdx.x / 128);                                                                               \
+      kernel.consume(__shfl_sync(~0u, threadIdx.x / 128, 0));                                                                               \
     }                                                                                                                  \
   }
 #define MOBA_ATTEND_BOTH(NAME, ...)                           \
@@ -404,7 +430,7 @@ struct Attend {
 // Blocks of at most 64 or 128 keys: one chunk, whose scores and outputs take turns in the registers.
 MOBA_ATTEND_BOTH(d128_b128, 128, 128, 2, 6, 3, false, 152, 56)
 MOBA_ATTEND_BOTH(d128_b64, 128, 64, 4, 6, 3, false, 152, 56)
-MOBA_ATTEND_BOTH(d64_b128, 64, 128, 4, 8, 3, false, 152, 56)
+MOBA_ATTEND_BOTH(d64_b128, 64, 128, 4, 8, 4, false, 104, 64)
 MOBA_ATTEND_BOTH(d64_b64, 64, 64, 6, 12, 3, false, 152, 56)
 // Blocks of any size: chunks of 128 keys, online softmax.
 MOBA_ATTEND_BOTH(d128, 128, 128, 2, 4, 2, true, 216, 72)

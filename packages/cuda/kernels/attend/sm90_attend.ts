@@ -1,5 +1,6 @@
 import type { AttendProblem, AttentionResult } from "@moba-js/tensor";
 import { Arguments, type Device, pointerOf } from "../../src/device.js";
+import { packsRows } from "../common/packed_rows.js";
 import type { Suspects } from "./merge.js";
 import { type AttendWave, type SlotKernel, slotAttend } from "./slot_attend.js";
 
@@ -17,7 +18,7 @@ interface Shape {
 const SHAPES: Readonly<Record<64 | 128, readonly Shape[]>> = {
   64: [
     { name: "d64_b64", warpgroups: 3, stages: 6, queryStages: 12, keys: 64, chunked: false },
-    { name: "d64_b128", warpgroups: 3, stages: 4, queryStages: 8, keys: 128, chunked: false },
+    { name: "d64_b128", warpgroups: 4, stages: 4, queryStages: 8, keys: 128, chunked: false },
     { name: "d64", warpgroups: 2, stages: 4, queryStages: 8, keys: 128, chunked: true },
   ],
   128: [
@@ -29,6 +30,10 @@ const SHAPES: Readonly<Record<64 | 128, readonly Shape[]>> = {
 
 /** Rows of a work item on long lists, where they cost the least. */
 const MOST_ROWS = 1536;
+/** Ranges of a sequence at most: each reads the keys before it once more. */
+const MOST_RANGES = 4;
+/** Share of the L2 that a head's queries of a range may fill, to be still there when the next list asks for them. */
+const QUERY_SHARE = 1 / 3;
 /** Work items that a multiprocessor should have, at least, for none to wait for another. */
 const ITEMS = 8;
 
@@ -43,11 +48,16 @@ export function sm90Attend(device: Device, problem: AttendProblem, outputs: Atte
     ({ keys, chunked }) => chunked || routing.blockSize <= keys,
   ) as Shape;
   const kernel: SlotKernel = {
+    packed: packsRows(problem.dtype),
     mostRows(pairs) {
       // The chunks of a longer block pass by once: then each warpgroup can take one tile only.
       if (routing.blockSize > shape.stages * shape.keys) return 64 * shape.warpgroups;
       const rows = 64 * Math.ceil(pairs / (64 * ITEMS * device.multiprocessors));
       return Math.min(MOST_ROWS, Math.max(64 * shape.warpgroups, rows));
+    },
+    mostQueries(longest) {
+      const near = (QUERY_SHARE * device.l2Bytes) / (2 * headDim);
+      return Math.ceil(longest / Math.min(MOST_RANGES, Math.ceil(longest / near)));
     },
     attend: (wave) => attend(device, problem, shape, wave),
     repair: (ranges, suspects) => repair(device, problem, ranges, suspects, outputs),
@@ -57,7 +67,7 @@ export function sm90Attend(device: Device, problem: AttendProblem, outputs: Atte
 
 function attend(device: Device, problem: AttendProblem, shape: Shape, wave: AttendWave): void {
   const { q, k, v, heads, kvHeads, headDim, scale, routing } = problem;
-  const { lists, firstHead, begin, end, ticket, partial, partialLse } = wave;
+  const { lists, firstHead, begin, end, ticket, partial, notes } = wave;
   const dtype = problem.dtype as "f16" | "bf16";
   const row = kvHeads * headDim;
   const map = (address: number) =>
@@ -71,7 +81,7 @@ function attend(device: Device, problem: AttendProblem, shape: Shape, wave: Atte
     .pointer(lists.items)
     .pointer(lists.phase)
     .pointer(partial)
-    .pointer(partialLse)
+    .pointer(notes)
     .pointer(ticket)
     .int(lists.ranges.firstToken)
     .int(lists.ranges.tokens)

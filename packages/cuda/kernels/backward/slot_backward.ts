@@ -1,6 +1,7 @@
 import type { AttendBackwardProblem, AttentionGradients, CuSeqlens } from "@moba-js/tensor";
 import { type Arguments, type Device, pointerOf } from "../../src/device.js";
 import { ceilDiv } from "../common/launch.js";
+import { PACKED_STEP_BYTES, packedRowBytes } from "../common/packed_rows.js";
 import { type BlockLists, invert } from "../route/invert.js";
 import { queryRanges, type Ranges } from "../route/ranges.js";
 import { type CutLists, cutLists } from "./cut_lists.js";
@@ -43,9 +44,8 @@ export const MOST_KEYS = 128;
  * the pieces. Where `dk` and `dv` are 0, gradients of keys are not wanted.
  *
  * **Gradients of queries.** Of each of its rows, an item writes `dq` of the slot (zeros where the query sees no key of the
- * chunk) to row `((head · ranges.tokens + query_begin − ranges.firstToken) · slots + entry) · chunks + c` of `partial`, `d`
- * elements in the dtype of q in accumulator order (merge_rows.cuh), where c is the chunk's number in its block. Where `partial` is
- * 0, gradients of queries are not wanted.
+ * chunk) to row `((head · ranges.tokens + query_begin − ranges.firstToken) · slots + entry) · chunks + c` of `partial`, where
+ * c is the chunk's number in its block: as `SlotBackwardKernel.packed` says. Where `partial` is 0, gradients of queries are not wanted.
  *
  * **Non-finite elements.** A query that does not see a key must not touch its gradients, nor be touched by it: masked p and ds are
  * selected as 0, and where a tile has masked pairs, elements of q, dOut and k that are not finite must be kept out of its products
@@ -69,8 +69,10 @@ export interface BackwardWave {
   readonly segments: number;
   /** float32 `[H, T, 2]`, of all heads and tokens: `lse · log2(e)` and `D`. */
   readonly rowTerms: number;
-  /** In the dtype of q, `[kvHeads · group, ranges.tokens, slots, chunks, d]`, or 0. */
+  /** Rows of `[kvHeads · group, ranges.tokens, slots, chunks]`, or 0. */
   readonly partial: number;
+  /** Two bf16 for each row, where they are packed. */
+  readonly steps: number;
   /** float32 `[pieces, 2, chunks.keys, d]`. */
   readonly pieces: number;
   /** `[Tk, Hkv, d]` in the dtype of k, of all key heads, or 0. */
@@ -80,6 +82,11 @@ export interface BackwardWave {
 
 /** A kernel for the plan. */
 export interface SlotBackwardKernel {
+  /**
+   * Whether gradients of slots are packed rows, their steps apart (packed_rows.cuh); else they are `d` elements in the dtype of q, in
+   * accumulator order (merge_rows.cuh).
+   */
+  readonly packed: boolean;
   /** Rows of a work item, at most, when there are so many (query, slot, chunk) rows in all: a multiple of 64. */
   mostRows(rows: number): number;
   /** Enqueues the gradients of a wave: keys' and values' to `dk`, `dv` and pieces, queries' to the partial ones. */
@@ -105,6 +112,7 @@ export function addWave(
     .pointer(wave.itemStarts)
     .pointer(ticket)
     .pointer(wave.partial)
+    .pointer(wave.steps)
     .pointer(wave.pieces)
     .pointer(wave.dk)
     .pointer(wave.dv)
@@ -174,11 +182,14 @@ function* sequenceParts(
  * Cuts the work up so that its temporary memory stays in bounds. Where a key head of a sequence does not fit, gradients of keys,
  * which need no slots, are computed apart from those of queries, of some tokens at a time.
  */
-function* shares(device: Device, problem: AttendBackwardProblem, { chunks }: Chunks): Iterable<Share> {
-  const { heads, kvHeads, headDim, routing, cuSeqlens } = problem;
+function* shares(
+  device: Device,
+  { heads, kvHeads, routing, cuSeqlens }: AttendBackwardProblem,
+  rowBytes: number,
+): Iterable<Share> {
   const entries = routing.indices.shape[2] * (heads / kvHeads); // of a token of a key head
   const listBytes = 2 * 13 * entries; // of two waves: entries, counts for the scatter (no more than entries), work items
-  const slotBytes = 2 * headDim * chunks * entries;
+  const slotBytes = rowBytes * entries;
   const fitting = (share: number, bytes: number) => Math.floor((share * device.maxWorkspaceBytes) / bytes);
   /** So many key heads of `n` tokens, or tokens of `n` key heads, fit. */
   const most = (n: number) =>
@@ -244,7 +255,9 @@ export function slotAttendBackward(
     return { lists, cut, mostRows, [Symbol.dispose]: dispose };
   };
 
-  const waves = [...shares(device, problem, chunks)];
+  const rowBytes = kernel.packed ? packedRowBytes(headDim) : 2 * headDim;
+  const stepBytes = kernel.packed ? PACKED_STEP_BYTES : 0;
+  const waves = [...shares(device, problem, (rowBytes + stepBytes) * chunkCount)];
   let next = listsOf(waves[0]);
   try {
     for (const [i, share] of waves.entries()) {
@@ -252,7 +265,8 @@ export function slotAttendBackward(
       const { lists, cut, mostRows } = made;
       const rows = rowsOf(share, lists.ranges);
       using pieces = device.scratch(share.keys ? pieceBytes * Math.floor((2 * rows) / mostRows) : 0);
-      using partial = device.scratch(share.queries ? 2 * headDim * rows : 0);
+      using partial = device.scratch(share.queries ? rowBytes * rows : 0);
+      using steps = device.scratch(share.queries ? stepBytes * rows : 0);
       const wave = {
         ...cut,
         lists,
@@ -261,6 +275,7 @@ export function slotAttendBackward(
         chunks,
         rowTerms: terms.pointer,
         partial: partial.pointer,
+        steps: steps.pointer,
         pieces: pieces.pointer,
         dk: share.keys ? pointerOf(gradients.dk) : 0,
         dv: share.keys ? pointerOf(gradients.dv) : 0,
@@ -270,7 +285,7 @@ export function slotAttendBackward(
       const join = following && device.beside(() => (next = listsOf(following)));
       try {
         if (share.keys) sumPieces(device, problem, { ...wave, pieceRanges: cut.pieceRanges }, gradients);
-        if (share.queries) mergeSlots(device, problem, wave, gradients);
+        if (share.queries) mergeSlots(device, problem, { ...wave, packed: kernel.packed }, gradients);
       } finally {
         join?.();
       }

@@ -33,17 +33,18 @@ export function sumPieces(
 
 const MERGE_THREADS = 256;
 
-/** Sums the gradients of each query's slots, in order, to dq. */
+/** Sums the gradients of each query's slots, in order, to dq. `packed`: as `SlotBackwardKernel` says. */
 export function mergeSlots(
   device: Device,
   { dtype, heads, kvHeads, headDim, routing }: AttendBackwardProblem,
-  wave: BackwardWave,
+  wave: BackwardWave & { readonly packed: boolean },
   { dq }: AttentionGradients,
 ): void {
   const { ranges } = wave.lists;
   const rows = ranges.tokens * wave.lists.heads;
-  const args = new Arguments()
-    .pointer(wave.partial)
+  const args = new Arguments().pointer(wave.partial);
+  if (wave.packed) args.pointer(wave.steps);
+  args
     .pointer(pointerOf(routing.indices))
     .pointer(pointerOf(dq))
     .int(heads)
@@ -54,6 +55,8 @@ export function mergeSlots(
     .int(ranges.tokens)
     .int(rows)
     .bytes(new Uint8Array(0), 8);
-  const kernel = device.kernel("merge_slots", `merge_slots_${dtype}_d${headDim}`);
-  device.launch(kernel, [ceilDiv(rows * (headDim / 8), MERGE_THREADS), 1, 1], MERGE_THREADS, 0, args);
+  const file = wave.packed ? "merge_packed_slots" : "merge_slots";
+  const kernel = device.kernel(file, `${file}_${dtype}_d${headDim}`);
+  const rowThreads = wave.packed ? 4 : headDim / 8;
+  device.launch(kernel, [ceilDiv(rows * rowThreads, MERGE_THREADS), 1, 1], MERGE_THREADS, 0, args);
 }

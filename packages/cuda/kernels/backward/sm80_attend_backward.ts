@@ -37,6 +37,7 @@ export function sm80AttendBackward(
   gradients: AttentionGradients,
 ): void {
   slotAttendBackward(device, problem, gradients, {
+    packed: false,
     mostRows(rows) {
       const even = 64 * Math.ceil(rows / (64 * ITEMS * device.multiprocessors));
       return Math.min(MOST_ROWS, Math.max(256, even));

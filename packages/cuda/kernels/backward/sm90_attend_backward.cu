@@ -8,6 +8,7 @@
 // dq = ds·k, ds goes through shared memory. A tile's products begin in the order s, dp, dv, dq, dk: p is computed while dp
 // is under way, ds during dv, and dq is stored during dk.
 #include "backward/wave.cuh"
+#include "common/packed_rows.cuh"
 #include "common/pairs.cuh"
 #include "common/shared.cuh"
 #include "common/tile.cuh"
@@ -97,20 +98,19 @@ struct Backward {
   static __device__ uint32_t address(const uint64_t& barrier) { return ptx::shared_address(&barrier); }
 
   __device__ void init() const {
-    constexpr int WARPS = CONSUMERS / 32;
     for (int i = 0; i < KeyStages; i++) {
       ptx::barrier_init(address(team.key_full[i]), 1);
-      ptx::barrier_init(address(team.key_empty[i]), WARPS);
+      ptx::barrier_init(address(team.key_empty[i]), CONSUMERS);
     }
     for (int i = 0; i < ValueStages; i++) {
       ptx::barrier_init(address(team.value_full[i]), 1);
-      ptx::barrier_init(address(team.value_empty[i]), WARPS);
+      ptx::barrier_init(address(team.value_empty[i]), CONSUMERS);
     }
     for (int i = 0; i < TileStages; i++) {
-      ptx::barrier_init(address(team.tile_full[i]), PRODUCERS + PRODUCERS / 32);  // copies of threads, notes of warps
-      ptx::barrier_init(address(team.tile_empty[i]), WARPS);
+      ptx::barrier_init(address(team.tile_full[i]), 2 * PRODUCERS);  // copies and notes of each thread
+      ptx::barrier_init(address(team.tile_empty[i]), CONSUMERS);
     }
-    ptx::barrier_init(address(team.ds_empty), WARPS);
+    ptx::barrier_init(address(team.ds_empty), CONSUMERS);
     for (int i = 0; i < D; i++) team.touched[i] = 0;
     team.any_touched = 0;
     ptx::barrier_init_fence();
@@ -272,8 +272,7 @@ struct Backward {
       team.notes[stage] = item.note;
       team.notes[stage].last = (i / TILES + 1) * TILES * ROWS >= item.rows;
     }
-    __syncwarp();
-    if (lane == 0) ptx::barrier_arrive(full);
+    ptx::barrier_arrive(full);
   }
 
   // ---- consumers --------------------------------------------------------------------------------------------------
@@ -387,10 +386,9 @@ struct Backward {
     return __shfl_sync(~0u, team.notes[stage].end, 0) == 0;
   }
 
-  // Tells that this warp is done with what the barrier is of.
+  // Tells that this thread is done with what the barrier is of.
   static __device__ void release(const uint64_t& empty) {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) ptx::barrier_arrive(address(empty));
+    ptx::barrier_arrive(address(empty));
   }
 
   // The first of this thread's two rows of 64; the other is 8 below.
@@ -496,24 +494,37 @@ struct Backward {
     for (int kk = 0; kk < ROWS / 16; kk++) ptx::store_matrices_transposed(target + kk * 2048, ds + 4 * kk);
   }
 
-  // Writes a thread's two rows of dq's parts as they lie in the registers: pieces of 16 bytes, no exchange between lanes.
+  // Writes a thread's two rows of dq's parts as they lie in the registers, no elements exchanged between lanes.
   __device__ void store_slots(const SlotGradient& dq, const RowNotes& rows, int half) const {
     if (a.partial == nullptr) return;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       const int slot = rows.targets[own_row() + 8 * h];
-      if (slot < 0) continue;
-      uint4* target = static_cast<uint4*>(a.partial) + static_cast<long long>(slot) * PIECES + half * 8 + threadIdx.x % 4;
+      if constexpr (packed::PACKS<T>) store_packed(dq, h, slot, half);
+      else if (slot >= 0) store_whole(dq, h, slot, half);
+    }
+  }
+  __device__ void store_packed(const SlotGradient& dq, int h, int slot, int half) const {
+    float x[16];
 #pragma unroll
-      for (int i = 0; i < 2; i++) {
-        uint32_t w[4];
+    for (int i = 0; i < 16; i++) x[i] = dq[i / 2 * 4 + 2 * h + i % 2];
+    packed::Row<64> row;
+    row.pack(0, x, a.scale);
+    if (slot < 0) return;
+    row.template store_part<D>(a.partial, slot, half);
+    if (threadIdx.x % 4 == 0) reinterpret_cast<uint16_t*>(a.steps)[2ll * slot + half] = row.steps;
+  }
+  __device__ void store_whole(const SlotGradient& dq, int h, int slot, int half) const {
+    uint4* target = static_cast<uint4*>(a.partial) + static_cast<long long>(slot) * PIECES + half * 8 + threadIdx.x % 4;
 #pragma unroll
-        for (int u = 0; u < 4; u++) {
-          const int j = 16 * i + 4 * u + 2 * h;
-          w[u] = pack<T>(dq[j] * a.scale, dq[j + 1] * a.scale);
-        }
-        __stcs(target + 4 * i, make_uint4(w[0], w[1], w[2], w[3]));
+    for (int i = 0; i < 2; i++) {
+      uint32_t w[4];
+#pragma unroll
+      for (int u = 0; u < 4; u++) {
+        const int j = 16 * i + 4 * u + 2 * h;
+        w[u] = pack<T>(dq[j] * a.scale, dq[j + 1] * a.scale);
       }
+      __stcs(target + 4 * i, make_uint4(w[0], w[1], w[2], w[3]));
     }
   }
 
@@ -652,7 +663,8 @@ struct Backward {
       Kernel(arguments, teams, threadIdx.x % 128 / Kernel::PRODUCERS).produce();                                 \
     } else {                                                                                                     \
       asm volatile("setmaxnreg.inc.sync.aligned.u32 " #CONSUMER ";");                                            \
-      Kernel(arguments, teams, threadIdx.x / Kernel::CONSUMERS).consume(threadIdx.x % Kernel::CONSUMERS / 128);  \
+      const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0), members = Kernel::CONSUMERS / 128;           \
+      Kernel(arguments, teams, warpgroup / members).consume(warpgroup % members);                                \
     }                                                                                                            \
   }
 #define MOBA_BACKWARD_BOTH(NAME, ...)                                \

@@ -1,5 +1,6 @@
 import type { AttendBackwardProblem, AttentionGradients } from "@moba-js/tensor";
 import { Arguments, type Device, pointerOf } from "../../src/device.js";
+import { packsRows } from "../common/packed_rows.js";
 import { addWave, type BackwardWave, slotAttendBackward } from "./slot_backward.js";
 
 /** As in sm90_attend_backward.cu: keys of a chunk at most, and stages of keys, of values and of tiles of queries. */
@@ -51,6 +52,7 @@ export function sm90AttendBackward(
   gradients: AttentionGradients,
 ): void {
   slotAttendBackward(device, problem, gradients, {
+    packed: packsRows(problem.dtype),
     mostRows(rows) {
       const even = ROWS * Math.ceil(rows / (ROWS * ITEMS * device.multiprocessors));
       return Math.min(MOST_ROWS, Math.max(256, even));

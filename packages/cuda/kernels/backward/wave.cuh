@@ -1,5 +1,7 @@
 // What a kernel for the plan of slot_backward.ts takes of a wave, as addWave there gives it.
 #pragma once
+#include <cstdint>
+
 #include "common/range.cuh"
 
 struct WaveArguments {
@@ -12,6 +14,7 @@ struct WaveArguments {
   const int* item_starts;  // [segments + 1]: items of the segments before
   int* ticket;             // zero
   void* partial;           // dq of slots; null: not wanted
+  uint32_t* steps;         // of packed ones
   float* pieces;
   void* dk;  // [Tk, Hkv, d]; null: not wanted
   void* dv;

@@ -1,0 +1,92 @@
+// Merging packed partial outputs of routed attention: each query's row from those of its slots.
+#include <cmath>
+
+#include "common/packed_rows.cuh"
+#include "common/pairs.cuh"
+#include "common/softmax.cuh"
+#include "ptx/exp2.cuh"
+
+constexpr int THREADS = 256;
+constexpr int AT_ONCE = 4;  // rows on their way
+
+// Rows are head-major: row number (head − first_head) · tokens + token − first_token.
+struct MergeArguments {
+  const void* partial;      // [rows, slots], packed rows of d
+  const PackedNote* notes;  // [rows, slots]
+  const int* indices;       // [T, H, slots]
+  void* out;                // [T, H, d]
+  float* lse;               // [T, H], natural
+  int* suspect_count;       // zero
+  int* suspects;            // rows token · H + head that came out not finite
+  int heads, slots, first_head, first_token, tokens;
+  int rows;
+};
+
+// A quad of lanes takes a row.
+template <int D>
+__device__ __forceinline__ void merge(const MergeArguments& a) {
+  constexpr int PARTS = D / 64;
+  const int lane = threadIdx.x % 4, thread_row = blockIdx.x * (THREADS / 4) + threadIdx.x / 4;
+  const int row = min(thread_row, a.rows - 1);
+  const int head = a.first_head + row / a.tokens, token = a.first_token + row % a.tokens;
+  const long long query = static_cast<long long>(token) * a.heads + head;
+  const long long slot = static_cast<long long>(row) * a.slots;
+  const int* indices = a.indices + query * a.slots;
+
+  float max = -INFINITY;
+  for (int i = 0; i < a.slots; i++) {
+    if (__ldg(indices + i) >= 0) max = fmaxf(max, __ldg(&a.notes[slot + i].lse));
+  }
+  const float shift = shift_of(max);
+  float sum = 0;
+  packed::Sum out[PARTS];
+  for (int first = 0; first < a.slots; first += AT_ONCE) {
+    packed::Row<D> rows[AT_ONCE];
+    uint2 notes[AT_ONCE];
+#pragma unroll
+    for (int u = 0; u < AT_ONCE; u++) {
+      const bool used = first + u < a.slots && __ldg(indices + first + u) >= 0;
+      notes[u] = make_uint2(__float_as_uint(-INFINITY), 0);
+      if (!used) continue;
+      notes[u] = __ldg(reinterpret_cast<const uint2*>(a.notes) + slot + first + u);
+      rows[u].load(a.partial, slot + first + u);
+    }
+#pragma unroll
+    for (int u = 0; u < AT_ONCE; u++) {
+      const float weight = ptx::exp2_approx(__uint_as_float(notes[u].x) - shift);
+      sum += weight;
+#pragma unroll
+      for (int part = 0; part < PARTS; part++) out[part].add(rows[u], part, weight, packed::step_of(notes[u].y, part));
+    }
+  }
+
+  const float factor = inverse_sum(sum);
+  uint32_t bad = 0;
+  uint4 merged[2 * PARTS];
+#pragma unroll
+  for (int i = 0; i < 2 * PARTS; i++) {
+    uint32_t words[4];
+#pragma unroll
+    for (int u = 0; u < 4; u++) {
+      const int x = 8 * (i % 2) + 2 * u;
+      words[u] = pack<bf16>(out[i / 2].value(x) * factor, out[i / 2].value(x + 1) * factor);
+      bad |= non_finite_halves<bf16>(words[u]);
+    }
+    transpose_quad(words);  // word u of lane l holds columns 8(4i + u) + 2l + {0, 1}
+    merged[i] = make_uint4(words[0], words[1], words[2], words[3]);
+  }
+  const unsigned lanes = __ballot_sync(ALL_LANES, bad != 0) >> (lane_id() - lane) & 15;
+  if (thread_row >= a.rows) return;
+  if (lane == 0 && lanes != 0) a.suspects[atomicAdd(a.suspect_count, 1)] = query;
+#pragma unroll
+  for (int i = 0; i < 2 * PARTS; i++) static_cast<uint4*>(a.out)[query * (D / 8) + 4 * i + lane] = merged[i];
+  if (lane == 0) a.lse[query] = log_sum(max, sum) * LN_2;
+}
+
+#define MERGE(NAME, D)                                                                                               \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2) NAME(const __grid_constant__ MergeArguments arguments) { \
+    merge<D>(arguments);                                                                                             \
+  }
+
+MERGE(merge_packed_bf16_d64, 64)
+MERGE(merge_packed_bf16_d128, 128)
