@@ -36,10 +36,6 @@ __device__ __forceinline__ void sort_8(float (&x)[8]) {
   order(x[3], x[4]);
 }
 
-__device__ __forceinline__ float greatest(const float (&x)[8]) {
-  return fmaxf(fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3])), fmaxf(fmaxf(x[4], x[5]), fmaxf(x[6], x[7])));
-}
-
 // Sorts a list that rises, then falls (or falls, then rises), greatest first.
 template <int L>
 __device__ __forceinline__ void sort_bitonic(float (&list)[L]) {
@@ -52,13 +48,27 @@ __device__ __forceinline__ void sort_bitonic(float (&list)[L]) {
   }
 }
 
-// Takes eight keys in any order into the sorted list of the L greatest.
+// Takes eight sorted keys into the sorted list of the L greatest.
 template <int L>
-__device__ __forceinline__ void insert_8(float (&list)[L], float (&x)[8]) {
-  sort_8(x);
+__device__ __forceinline__ void merge_8(float (&list)[L], const float (&x)[8]) {
 #pragma unroll
   for (int i = 0; i < 8; i++) list[L - 8 + i] = fmaxf(list[L - 8 + i], x[7 - i]);
   sort_bitonic(list);
+}
+
+// Takes one key into the sorted list of the L greatest.
+template <int L>
+__device__ __forceinline__ void insert_1(float (&list)[L], float key) {
+#pragma unroll
+  for (int i = L - 1; i > 0; i--) list[i] = fmaxf(list[i], fminf(list[i - 1], key));
+  list[0] = fmaxf(list[0], key);
+}
+
+// The L greatest of a thread's sorted list and that of another lane, in an order that sort_bitonic can sort.
+template <int L>
+__device__ __forceinline__ void join(float (&joined)[L], const float (&list)[L], int other) {
+#pragma unroll
+  for (int i = 0; i < L; i++) joined[i] = fmaxf(list[i], __shfl_xor_sync(~0u, list[L - 1 - i], other));
 }
 
 // Merges the sorted lists of the four lanes of a quad; all four get the L greatest.
@@ -66,23 +76,22 @@ template <int L>
 __device__ __forceinline__ void merge_quad(float (&list)[L]) {
 #pragma unroll
   for (int lane = 1; lane < 4; lane *= 2) {
-    float other[L];
+    float joined[L];
+    join(joined, list, lane);
+    sort_bitonic(joined);
 #pragma unroll
-    for (int i = 0; i < L; i++) other[i] = __shfl_xor_sync(~0u, list[i], lane);
-#pragma unroll
-    for (int i = 0; i < L; i++) list[i] = fmaxf(list[i], other[L - 1 - i]);
-    sort_bitonic(list);
+    for (int i = 0; i < L; i++) list[i] = joined[i];
   }
 }
 
-// A key that at least L of those in the four lists of a quad reach: what is not above it cannot be among the L greatest.
+// The L-th greatest key of the sorted lists of the four lanes of a quad.
 template <int L>
-__device__ __forceinline__ float quad_bound(const float (&list)[L]) {
-  float quarter = list[L / 4 - 1], whole = list[L - 1];
+__device__ __forceinline__ float quad_least(const float (&list)[L]) {
+  float joined[L], all[L];
+  join(joined, list, 1);
+  sort_bitonic(joined);
+  join(all, joined, 2);
 #pragma unroll
-  for (int lane = 1; lane < 4; lane *= 2) {
-    quarter = fminf(quarter, __shfl_xor_sync(~0u, quarter, lane));
-    whole = fmaxf(whole, __shfl_xor_sync(~0u, whole, lane));
-  }
-  return fmaxf(quarter, whole);
+  for (int i = 1; i < L; i++) all[0] = fminf(all[0], all[i]);
+  return all[0];
 }

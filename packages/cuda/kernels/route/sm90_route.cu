@@ -2,9 +2,11 @@
 // chosen indices is written.
 //
 // Persistent. A producer warp brings tiles of queries and of centroids by the copy engine, ahead across work items; each
-// consumer warpgroup takes 64 queries of an item and walks over the item's centroids. Centroids are rounded to the dtype
-// of q and scores truncated to carry their block, so the last chosen block and the first one left out are scored again
-// in float32 when they come close.
+// consumer warpgroup takes 64 queries of an item and walks over the item's centroids. The first scores are sorted in by
+// networks; of later ones few are among the best so far, and those are picked out. Minima, maxima and selects run at half
+// the rate of multiply-adds, so it is the latter that look for them.
+// Centroids are rounded to the dtype of q and scores truncated to carry their block, so the last chosen block and the
+// first one left out are scored again in float32 when they come close.
 #include "common/pairs.cuh"
 #include "common/range.cuh"
 #include "common/shared.cuh"
@@ -32,6 +34,7 @@ struct Route {
   static constexpr int STAGES = 3;               // of centroids
   static constexpr int SHARED = 2 * Warpgroups * QUERIES + STAGES * CENTROIDS + 1024;
   static constexpr int THREADS = 128 * Warpgroups + 128;
+  static constexpr int MOST_PICKED = 6;  // scores of a thread's row in a tile; more are sorted in sooner
 
   struct Shared {
     uint64_t query_full[2], query_empty[2], centroid_full[STAGES], centroid_empty[STAGES];
@@ -81,8 +84,8 @@ struct Route {
                         head * D + half * 64, range.query_begin + i * 64);
         }
       }
-      const int row = head / a.group * a.total_blocks + range.first_key_block;
-      for (int block = 0; block < candidates(range); block += 128, tile++) {
+      const int row = head / a.group * a.total_blocks + range.first_key_block, count = candidates(range);
+      for (int block = 0; block < count; block += 128, tile++) {
         const int at = tile % STAGES;
         const uint32_t arrival = ptx::shared_address(&shared.centroid_full[at]);
         ptx::barrier_wait(ptx::shared_address(&shared.centroid_empty[at]), (tile / STAGES & 1) ^ 1);
@@ -107,14 +110,18 @@ struct Route {
       const int own1 = a.causal ? own_block(range.first_position + row1, a.block_size) : -1;
       const int limit0 = row0 >= range.queries ? 0 : a.causal ? max(own0, 0) : range.blocks;
       const int limit1 = row1 >= range.queries ? 0 : a.causal ? max(own1, 0) : range.blocks;
+      const int count = candidates(range);
       const int lowest = __reduce_min_sync(~0u, min(limit0, limit1));
       const int highest = __reduce_max_sync(~0u, max(limit0, limit1));
       float best0[L], best1[L];
 #pragma unroll
       for (int i = 0; i < L; i++) best0[i] = best1[i] = -INFINITY;
+      Floor floor0, floor1;
+      bool sparse = false;       // there are floors
+      int next_floors = 32 * L;  // the block where they are raised next: whenever half as many again are behind
 
       ptx::barrier_wait(ptx::shared_address(&shared.query_full[stage]), round / 2 & 1);
-      for (int block = 0; block < candidates(range); block += 128, tile++) {
+      for (int block = 0; block < count; block += 128, tile++) {
         const int at = tile % STAGES;
         ptx::barrier_wait(ptx::shared_address(&shared.centroid_full[at]), tile / STAGES & 1);
         const uint64_t query_tile = ptx::descriptor_k_major(my_queries);
@@ -131,7 +138,16 @@ struct Route {
         ptx::wgmma_commit();
         ptx::wgmma_wait<0>();
         if (lane == 0) ptx::barrier_arrive(ptx::shared_address(&shared.centroid_empty[at]));
-        if (block < highest) take(best0, best1, s, block, lowest, highest, limit0, limit1);
+        if (block >= highest) continue;
+        if (block >= next_floors) {
+          const bool raised0 = floor0.raise(quad_least(best0), a.mask) || limit0 <= block;
+          const bool raised1 = floor1.raise(quad_least(best1), a.mask) || limit1 <= block;
+          sparse = __all_sync(~0u, raised0 && raised1);
+          next_floors = block + (block >> 8 << 7);
+        }
+        const bool pick0 = sparse && pick<0>(best0, s, floor0, block, lowest, limit0);
+        const bool pick1 = sparse && pick<2>(best1, s, floor1, block, lowest, limit1);
+        if (!pick0 || !pick1) sort_in(best0, best1, s, !pick0, !pick1, block, lowest, highest, limit0, limit1);
       }
       merge_quad(best0);
       merge_quad(best1);
@@ -144,78 +160,110 @@ struct Route {
     }
   }
 
-  // Takes the scores of 128 blocks into the lists of the thread's two rows.
-  __device__ void take(float (&best0)[L], float (&best1)[L], float (&s)[64], int block, int lowest, int highest, int limit0,
-                       int limit1) const {
+  // Sorts the scores of 128 blocks into the lists of the thread's two rows, or into one of them.
+  __device__ void sort_in(float (&best0)[L], float (&best1)[L], float (&s)[64], bool first, bool second, int block,
+                          int lowest, int highest, int limit0, int limit1) const {
     float probes[4] = {};
 #pragma unroll
     for (int j = 0; j < 64; j++) probes[j % 4] = fmaf(s[j], 0.f, probes[j % 4]);
-    if (__any_sync(~0u, (probes[0] + probes[1]) + (probes[2] + probes[3]) != 0.f)) {  // keys must be finite; NaN counts as −Infinity
+    // Keys must be finite; NaN counts as −Infinity.
+    if (__any_sync(~0u, (probes[0] + probes[1]) + (probes[2] + probes[3]) != 0.f)) {
 #pragma unroll
       for (int j = 0; j < 64; j++) s[j] = fminf(fmaxf(s[j], -3.4e38f), 3.4e38f);
     }
-    const bool masked = block + 128 > lowest;
-    if (__all_sync(~0u, fminf(best0[L - 1], best1[L - 1]) > 0.f)) make_keys<true>(s, block, masked, limit0, limit1);
-    else make_keys<false>(s, block, masked, limit0, limit1);
-    if (block > 0) {
-      take_late<0>(best0, s, block >= 1024);
-      take_late<2>(best1, s, block >= 1024);
-      return;
-    }
 #pragma unroll
     for (int g = 0; g < 4; g++) {
-      if (32 * g >= highest) continue;
-      float x[8], y[8];
-#pragma unroll
-      for (int j = 0; j < 8; j++) {
-        x[j] = s[16 * g + 4 * (j / 2) + j % 2];
-        y[j] = s[16 * g + 4 * (j / 2) + 2 + j % 2];
-      }
-      insert_8(best0, x);
-      insert_8(best1, y);
+      if (block + 32 * g >= highest) continue;
+      const int column = block + 32 * g + 2 * (threadIdx.x & 3);
+      const bool masked = block + 32 * g + 32 > lowest;
+      const bool empty = g == 0 && block == 0;
+      if (first) insert_scores(best0, s + 16 * g, column, masked, limit0, empty);
+      if (second) insert_scores(best1, s + 16 * g + 2, column, masked, limit1, empty);
     }
   }
 
-  // Makes keys of the scores of the blocks from `block` on. `Positive`: the lists hold positive scores only, so that others need no
-  // right key: theirs are negative.
-  template <bool Positive>
-  __device__ void make_keys(float (&s)[64], int block, bool masked, int limit0, int limit1) const {
-    const int column = block + 2 * (threadIdx.x & 3), above = column ^ a.mask;
+  // Takes the scores s[0], s[1], s[4], s[5] … s[13] of the blocks column, column + 1, column + 8, column + 9 … into a
+  // list, which may be empty yet.
+  __device__ void insert_scores(float (&best)[L], const float* s, int column, bool masked, int limit, bool empty) const {
+    float x[8];
+    // Once a row has L positive scores, others need no right key: theirs are negative.
+    if (__all_sync(~0u, best[L / 4 - 1] > 0.f)) {
+      const int above = column ^ a.mask;
 #pragma unroll
-    for (int j = 0; j < 64; j++) {
-      const int offset = 8 * (j / 4) + j % 2;
-      s[j] = Positive ? positive_key(s[j], above ^ offset, a.mask) : key_of(s[j], column | offset, a.mask);
+      for (int j = 0; j < 8; j++) x[j] = positive_key(s[4 * (j / 2) + j % 2], above ^ offset_of(j), a.mask);
+    } else {
+#pragma unroll
+      for (int j = 0; j < 8; j++) x[j] = key_of(s[4 * (j / 2) + j % 2], column | offset_of(j), a.mask);
     }
-    if (!masked) return;
+    if (masked) {
 #pragma unroll
-    for (int j = 0; j < 64; j++) {
-      if (column + 8 * (j / 4) + j % 2 >= (j % 4 < 2 ? limit0 : limit1)) s[j] = -INFINITY;
+      for (int j = 0; j < 8; j++) x[j] = offset_of(j) < limit - column ? x[j] : -INFINITY;
+    }
+    sort_8(x);
+    if (empty) {
+#pragma unroll
+      for (int j = 0; j < 8; j++) best[j] = x[j];
+    } else {
+      merge_8(best, x);
     }
   }
 
-  // Takes one row's keys when most of its best are found already: the winners of fours, and the others only where one of
-  // them can still be among the best. `ask`: ask first whether even a winner can.
+  // From a thread's first block of a tile to its j-th.
+  __device__ static constexpr int offset_of(int j) { return 8 * (j / 2) + j % 2; }
+
+  // A row's scores that can still be among its best lie above its floor.
+  struct Floor {
+    float scale, offset;  // score · scale + offset: at least 1 above the floor, at most 0 elsewhere
+
+    // 1 or 0; 0 for NaN.
+    __device__ float has_below(float score) const { return __saturatef(fmaf(score, scale, offset)); }
+
+    // Takes the L-th greatest key so far. Returns whether a scale can tell even neighbours of the floor apart.
+    __device__ bool raise(float key, int mask) {
+      // A later block with the same truncated score is no better.
+      const int bits = __float_as_int(key), floor = bits < 0 ? bits & ~mask : bits | mask;
+      const uint32_t exponent = floor >> 23 & 255;
+      scale = __uint_as_float((278 - exponent) << 23);  // 2^24 over that power of two
+      offset = -__int_as_float(floor) * scale;
+      return exponent >= 24 && exponent < 255;
+    }
+  };
+
+  // Picks one row's scores above the floor from those of 128 blocks, into its list. Returns false, and takes none, when
+  // they are many.
   template <int Row>
-  __device__ void take_late(float (&best)[L], float (&s)[64], bool ask) const {
-    const float bound = quad_bound(best);
-    float winners[8], seconds[8], losers[2][8];
+  __device__ bool pick(float (&best)[L], const float (&s)[64], const Floor& floor, int block, int lowest, int limit) const {
+    // Which of the thread's 32 scores are: bit j for the j-th, in the low bits of two numbers.
+    float low = 0x1p23f, high = 0x1p23f;
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-      float *x = s + 8 * i + Row, *y = x + 4;
-      order(x[0], x[1]);
-      order(y[0], y[1]);
-      order(x[0], y[0]);
-      winners[i] = x[0];
-      seconds[i] = y[0];
-      losers[0][i] = x[1];
-      losers[1][i] = y[1];
+    for (int j = 0; j < 16; j++) {
+      low = fmaf(floor.has_below(s[4 * (j / 2) + Row + j % 2]), static_cast<float>(1 << j), low);
+      high = fmaf(floor.has_below(s[4 * (j / 2) + 32 + Row + j % 2]), static_cast<float>(1 << j), high);
     }
-    if (ask && !__any_sync(~0u, greatest(winners) > bound)) return;
-    insert_8(best, winners);
-    if (__any_sync(~0u, greatest(seconds) > bound)) insert_8(best, seconds);
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      if (__any_sync(~0u, greatest(losers[i]) > bound)) insert_8(best, losers[i]);
+    uint32_t left = __byte_perm(__float_as_uint(low), __float_as_uint(high), 0x5410);
+    const int column = block + 2 * (threadIdx.x & 3);
+    if (block + 128 > lowest) {
+      const int in = max(limit - column, 0), count = 2 * (in >> 3) + min(in & 7, 2);
+      if (count < 32) left &= (1u << count) - 1;
+    }
+    if (__any_sync(~0u, __popc(left) > MOST_PICKED)) return false;
+    while (__any_sync(~0u, left != 0)) {
+      const int j = 31 - __clz(left);
+      const float score = fminf(element<Row, 0, 16>(s, j), 3.4e38f);
+      const float key = key_of(score, column + offset_of(j), a.mask);
+      insert_1(best, left != 0 ? key : -INFINITY);
+      left &= ~(1u << (j & 31));
+    }
+    return true;
+  }
+
+  // The j-th score of a row's 32, where j − First < 2 · Half.
+  template <int Row, int First, int Half>
+  __device__ static float element(const float (&s)[64], int j) {
+    if constexpr (Half == 0) return s[4 * (First / 2) + Row + First % 2];
+    else {
+      const float low = element<Row, First, Half / 2>(s, j), high = element<Row, First + Half, Half / 2>(s, j);
+      return j & Half ? high : low;
     }
   }
 
@@ -287,7 +335,8 @@ struct Route {
   }
 };
 
-// Registers that the CTA was launched with are shared out between the consumers and the producers.
+// Registers that the CTA was launched with are shared out between the consumers and the producers. By the shuffle the
+// compiler knows that a warp has one number, and keeps addresses in uniform registers.
 #define MOBA_ROUTE(NAME, T, D, L, WARPGROUPS, CONSUMER, PRODUCER)                                                      \
   extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 128, 1)                                              \
       NAME(const __grid_constant__ RouteArguments arguments) {                                                         \
@@ -301,7 +350,7 @@ struct Route {
       if (threadIdx.x == 128 * WARPGROUPS) kernel.produce();                                                           \
     } else {                                                                                                           \
       asm volatile("setmaxnreg.inc.sync.aligned.u32 " #CONSUMER ";");                                                  \
-      kernel.consume(threadIdx.x / 128);                                                                               \
+      kernel.consume(__shfl_sync(~0u, threadIdx.x / 128, 0));                                                          \
     }                                                                                                                  \
   }
 #define MOBA_ROUTE_BOTH(NAME, ...)                        \
