@@ -50,16 +50,16 @@ export interface BlockLists extends Disposable {
   dispose(): void;
 }
 
-/** As in invert_count.cu, invert_columns.cu and invert_items.cu. */
-const [COUNT_THREADS, COLUMN_THREADS, ITEM_THREADS] = [64, 128, 512];
+/** As in invert_count.cu, invert_columns.cu, invert_items.cu and invert_scatter.cu. */
+const [COUNT_THREADS, COLUMN_THREADS, ITEM_THREADS, SCATTER_THREADS] = [64, 128, 512, 128];
 /** Blocks whose counters fit the shared memory at once: more are taken in several windows. */
 const MOST_BLOCKS = 8192;
 /** Entries of a chunk, at most: they lie in shared memory, 16 bits each. */
 const MOST_ENTRIES = 16_384;
 
 /**
- * Queries that one warp takes: enough warps to fill the device, but few enough that the counts, one for each
- * (warp, block), are not more than half the entries where a window has room for all blocks.
+ * Queries that one CTA takes: enough CTAs to fill the device, but few enough that the counts, one for each
+ * (CTA, block), are not more than half the entries where a window has room for all blocks.
  */
 function chunkQueries(device: Device, ranges: Ranges, heads: number, slots: number): number {
   const filling = (ranges.tokens * heads) / (32 * device.multiprocessors);
@@ -151,7 +151,13 @@ export function invert(device: Device, problem: InvertProblem, ranges: Ranges): 
     .int(ranges.tokens);
   const scatterGrid = [countGrid[0] + 1, takenHeads, windows] as const;
   const shared = 6 * window + 2 * chunk * slots;
-  device.launch(device.kernel("invert_scatter", "invert_scatter"), scatterGrid, 32, shared, scatter);
+  device.launch(
+    device.kernel("invert_scatter", "invert_scatter"),
+    scatterGrid,
+    SCATTER_THREADS,
+    shared,
+    scatter,
+  );
 
   const dispose = () => {
     for (const scratch of arrays) scratch.dispose();
