@@ -6,7 +6,8 @@
 
 Both run on the same GPU with the same shapes, one after the other: PyTorch here, moba-js by its own command
 (`moba bench attention` and `moba bench decode`, which check their results before they time them). Times are medians of
-device time; each sample times as many runs in a row as take 10 ms. Ratios are PyTorch's time divided by moba-js's. With
+device time, of 7 samples; each sample times as many runs in a row as take 10 ms. Where one run of PyTorch takes more than
+half a second there are 3 samples, and a line below the table says so. Ratios are PyTorch's time divided by moba-js's. With
 `--backward` a run is the forward pass and the gradients of q, k and v. Memory is the most beyond the inputs, results
 included.
 """
@@ -26,13 +27,16 @@ PEERS = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "FA2": SDPBackend.FLASH_ATTENTION}
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
 SAMPLE_MILLISECONDS = 10
 WARM_RUNS = 3
+WARM_MILLISECONDS = 100  # a run that takes so long needs no other to warm up
+LONG_MILLISECONDS = 500
+LONG_REPEATS = 3
 FORWARD_CASES = ["8192x2", "16384x2", "32768x2", "65536x2", "131072x2", "262144x1", "524288x1"]
 BACKWARD_CASES = FORWARD_CASES[:-1]
 DECODE_CASES = ["1048576x1", "65536x64"]
 
 
 def measure(run, repeats):
-    """Median device milliseconds of `run`."""
+    """Device milliseconds of `run`, which was run before, sample by sample."""
 
     def sample(runs):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -45,8 +49,12 @@ def measure(run, repeats):
 
     for _ in range(WARM_RUNS):
         once = sample(1)
+        if once > WARM_MILLISECONDS:
+            break
+    if once > LONG_MILLISECONDS:
+        return [once, *(sample(1) for _ in range(min(repeats, LONG_REPEATS) - 1))]
     runs = max(1, min(100, round(SAMPLE_MILLISECONDS / once)))
-    return statistics.median(sample(runs) for _ in range(repeats))
+    return [sample(runs) for _ in range(repeats)]
 
 
 def captured(run):
@@ -73,7 +81,7 @@ def peak_memory(run):
 
 
 def measure_peers(shape, queries, tokens, batch, graph):
-    """Milliseconds of each peer, or the reason why it does not run, and the bytes that those that run hold at most."""
+    """Milliseconds of each peer's samples, or the reason why it does not run, and the bytes that those that run hold at most."""
 
     def rows(count, heads):
         # As moba-js has it in memory: [batch, tokens, heads, d].
@@ -95,12 +103,12 @@ def measure_peers(shape, queries, tokens, batch, graph):
             for tensor in (q, k, v):
                 tensor.requires_grad_()
     except RuntimeError as error:
-        return {name: str(error).splitlines()[0] for name in PEERS}, memory
-    for name, backend in PEERS.items():
+        return {name: str(error).splitlines()[0] for name in shape.peers}, memory
+    for name in shape.peers:
         try:
-            with sdpa_kernel(backend):
-                times[name] = measure(captured(run) if graph else run, shape.repeats)
+            with sdpa_kernel(PEERS[name]):
                 memory[name] = peak_memory(run)
+                times[name] = measure(captured(run) if graph else run, shape.repeats)
         except RuntimeError as error:
             times[name] = str(error).splitlines()[0]
     return times, memory
@@ -185,13 +193,14 @@ def compare(options, command, benchmark, cases):
         f"Hkv = {kv_heads}, d = {options.head_dim}, B = {options.block_size}, k = {options.top_k}, {options.dtype}"
     )
     stage = "forwardBackward" if options.backward else "moba"
-    memory_of = [] if decoding else PEERS
-    head = ["N", "batch", "moba ms", *(f"{name} ms" for name in PEERS), *(f"{name} / moba" for name in PEERS)]
+    memory_of = [] if decoding else options.peers
+    head = ["N", "batch", "moba ms", *(f"{name} ms" for name in options.peers)]
+    head += [f"{name} / moba" for name in options.peers]
     rows = [[*head, "of roofline", "moba MiB", *(f"{name} MiB" for name in memory_of)]]
     for result in results:
         ours, times = result["moba"], result["peers"]
         moba = ours.get("median", {}).get(stage)
-        peers = [times.get(name) if isinstance(times.get(name), float) else None for name in PEERS]
+        peers = [statistics.median(times[name]) if isinstance(times.get(name), list) else None for name in options.peers]
         share = ours.get("roofline", {}).get(stage)
         peer_memory = [result["peerMemory"].get(name) for name in memory_of]
         memory = [ours.get("memory", {}).get("peakBeyondInputs"), *peer_memory]
@@ -210,9 +219,12 @@ def compare(options, command, benchmark, cases):
     for result in results:
         if not passed(result):
             print(f"moba at {result['tokens']} x {result['batch']}: {result['moba'].get('reason', 'its check failed')}")
-        for name, reason in result["peers"].items():
-            if isinstance(reason, str):
-                print(f"{name} at {result['tokens']} x {result['batch']}: {reason}")
+        for name, samples in result["peers"].items():
+            if isinstance(samples, str):
+                print(f"{name} at {result['tokens']} x {result['batch']}: {samples}")
+            elif len(samples) < options.repeats:
+                spread = max(samples) / min(samples) - 1
+                print(f"{name} at {result['tokens']} x {result['batch']}: {len(samples)} samples, {100 * spread:.1f} % apart")
     return results
 
 
@@ -229,6 +241,7 @@ def main():
     parser.add_argument("--top-k", type=int, default=8)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--peers-up-to", type=int, default=262144, help="tokens of the peers' longest sequence")
     parser.add_argument("--json", help="a file for all figures")

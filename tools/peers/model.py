@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from attention import moba_command, parse_case, print_table, run_moba, tried
 
-WARM_STEPS = 5
+WARM_STEPS = 3  # after the first, which compiles
 LEARNING_RATE = 3e-4
 
 
@@ -163,6 +163,7 @@ def peer_case(config, context, batch, steps, seed):
     text = torch.randint(config.vocabulary, (batch, context + 1), device="cuda")
     turns = rotations(config, context, "cuda")
     windowed = window_attention(config.window, context, "cuda")
+    torch.cuda.empty_cache()  # making the mask takes tokens² of temporary memory
 
     def step():
         with torch.autocast("cuda", dtype=torch.bfloat16):

@@ -326,6 +326,17 @@ const checks = {
     assert.equal(cuda.memory().tensors, 1);
   },
 
+  async "an impossible shape is an error, and the next call works"() {
+    const cuda = await open();
+    const [q, k] = [cuda.zeros([100, 4, 64], "bf16"), cuda.zeros([100, 3, 64], "bf16")];
+    assert.throws(() => cuda.moba(q, k, k, { blockSize: 16, topK: 2 }), { name: "ShapeError" });
+    assert.throws(() => cuda.moba(q, q, q, { blockSize: 0, topK: 2 }), { name: "ArgumentError" });
+    assert.throws(() => cuda.zeros([2 ** 60]), { name: "ShapeError" });
+    assert.throws(() => cuda.zeros([2 ** 48]), isDeviceError(/OUT_OF_MEMORY/));
+    const { out } = cuda.moba(q, q, q, { blockSize: 16, topK: 2 });
+    assert.ok((await out.values()).every((value) => value === 0));
+  },
+
   async "the limit on memory holds, and what is cached is given back for it"() {
     const cuda = await open({ maxBytes: 2 ** 26 });
     for (let i = 0; i < 20; i++) {
