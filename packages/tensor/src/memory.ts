@@ -47,6 +47,26 @@ export interface LiveTensor {
   readonly description: string;
 }
 
+/** What is noted of a live tensor, in words only when asked: operations make many. It must not keep the tensor alive. */
+class LiveRecord implements LiveTensor {
+  readonly owner: StorageOwner;
+  readonly #dtype: DType;
+  readonly #shape: readonly number[];
+
+  constructor(
+    { owner, dtype, shape }: Tensor,
+    readonly where: string,
+  ) {
+    this.owner = owner;
+    this.#dtype = dtype;
+    this.#shape = shape;
+  }
+
+  get description(): string {
+    return `${this.#dtype} [${this.#shape.join(", ")}]${this.where}`;
+  }
+}
+
 /**
  * The half of a {@link Backend} that holds tensors: making, reading, sharing and freeing them, scopes, and the books that
  * the leak check reads.
@@ -62,16 +82,14 @@ export abstract class DeviceMemory {
   #closed = false;
   #bytes = 0;
   #peakBytes = 0;
-  readonly #live = new Map<object, LiveTensor>();
-  readonly #tokens = new WeakMap<Tensor, object>();
+  readonly #live = new Set<LiveRecord>();
+  readonly #records = new WeakMap<Tensor, LiveRecord>();
   readonly #scopes: Set<Tensor>[] = [];
   /** The safety net: a tensor collected undisposed releases its storage. */
-  readonly #collected = new FinalizationRegistry<{ owner: StorageOwner; token: object }>(
-    ({ owner, token }) => {
-      this.#live.delete(token);
-      owner.release();
-    },
-  );
+  readonly #collected = new FinalizationRegistry<LiveRecord>((record) => {
+    this.#live.delete(record);
+    record.owner.release();
+  });
 
   /** Memory for `byteLength` bytes (possibly 0). @throws DeviceError when there is none. */
   protected abstract allocate(byteLength: number, dtype: DType): Storage;
@@ -146,7 +164,7 @@ export abstract class DeviceMemory {
 
   /** The tensors made and not yet disposed. */
   liveTensors(): LiveTensor[] {
-    return [...this.#live.values()];
+    return [...this.#live];
   }
 
   /**
@@ -204,8 +222,8 @@ export abstract class DeviceMemory {
 
   /** @internal See `Tensor.dispose`. */
   released(tensor: Tensor): void {
-    const token = this.#tokens.get(tensor);
-    if (token) this.#live.delete(token);
+    const record = this.#records.get(tensor);
+    if (record) this.#live.delete(record);
     this.#collected.unregister(tensor);
     for (const scope of this.#scopes) scope.delete(tensor);
     tensor.owner.release();
@@ -226,11 +244,11 @@ export abstract class DeviceMemory {
   #track<D extends DType>(shape: readonly number[], dtype: D, owner: StorageOwner): Tensor<D> {
     // Every DeviceMemory is a Backend: only Backend extends it.
     const tensor = new Tensor(this as unknown as Backend, shape, dtype, owner);
-    const token = {};
     const where = this.debug.traceTensors ? `\n${new Error("made here").stack}` : "";
-    this.#live.set(token, { description: `${tensor.dtype} [${tensor.shape.join(", ")}]${where}` });
-    this.#tokens.set(tensor, token);
-    this.#collected.register(tensor, { owner: tensor.owner, token }, tensor);
+    const record = new LiveRecord(tensor, where);
+    this.#live.add(record);
+    this.#records.set(tensor, record);
+    this.#collected.register(tensor, record, tensor);
     this.#scopes.at(-1)?.add(tensor);
     return tensor;
   }
