@@ -2,7 +2,6 @@
 #include <cmath>
 
 #include "common/packed_rows.cuh"
-#include "common/pairs.cuh"
 #include "common/softmax.cuh"
 #include "ptx/exp2.cuh"
 
@@ -62,24 +61,18 @@ __device__ __forceinline__ void merge(const MergeArguments& a) {
 
   const float factor = inverse_sum(sum);
   uint32_t bad = 0;
-  uint4 merged[2 * PARTS];
+  uint4 pieces[2 * PARTS];
 #pragma unroll
   for (int i = 0; i < 2 * PARTS; i++) {
-    uint32_t words[4];
-#pragma unroll
-    for (int u = 0; u < 4; u++) {
-      const int x = 8 * (i % 2) + 2 * u;
-      words[u] = pack<bf16>(out[i / 2].value(x) * factor, out[i / 2].value(x + 1) * factor);
-      bad |= non_finite_halves<bf16>(words[u]);
-    }
-    transpose_quad(words);  // word u of lane l holds columns 8(4i + u) + 2l + {0, 1}
-    merged[i] = make_uint4(words[0], words[1], words[2], words[3]);
+    const uint4 piece = pieces[i] = out[i / 2].piece(i % 2, factor);
+    bad |= non_finite_halves<bf16>(piece.x) | non_finite_halves<bf16>(piece.y) | non_finite_halves<bf16>(piece.z) |
+           non_finite_halves<bf16>(piece.w);
   }
   const unsigned lanes = __ballot_sync(ALL_LANES, bad != 0) >> (lane_id() - lane) & 15;
   if (thread_row >= a.rows) return;
   if (lane == 0 && lanes != 0) a.suspects[atomicAdd(a.suspect_count, 1)] = query;
 #pragma unroll
-  for (int i = 0; i < 2 * PARTS; i++) static_cast<uint4*>(a.out)[query * (D / 8) + 4 * i + lane] = merged[i];
+  for (int i = 0; i < 2 * PARTS; i++) static_cast<uint4*>(a.out)[query * (D / 8) + 4 * i + lane] = pieces[i];
   if (lane == 0) a.lse[query] = log_sum(max, sum) * LN_2;
 }
 

@@ -1,8 +1,6 @@
 // The gradient of queries from packed ones of their slots: dq = Σ partial over the used slots and the chunks of their blocks, in
 // order.
 #include "common/packed_rows.cuh"
-#include "common/pairs.cuh"
-#include "common/warp.cuh"
 
 constexpr int THREADS = 256;
 constexpr int AT_ONCE = 4;  // rows on their way
@@ -50,15 +48,8 @@ __device__ __forceinline__ void merge_slots(const MergeArguments& a) {
 
 #pragma unroll
   for (int i = 0; i < 2 * PARTS; i++) {
-    uint32_t words[4];
-#pragma unroll
-    for (int u = 0; u < 4; u++) {
-      const int x = 8 * (i % 2) + 2 * u;
-      words[u] = pack<bf16>(sum[i / 2].value(x), sum[i / 2].value(x + 1));
-    }
-    transpose_quad(words);  // word u of lane l holds columns 8(4i + u) + 2l + {0, 1}
-    if (thread_row >= a.rows) continue;
-    static_cast<uint4*>(a.dq)[query * (D / 8) + 4 * i + lane] = make_uint4(words[0], words[1], words[2], words[3]);
+    const uint4 piece = sum[i / 2].piece(i % 2, 1.0f);
+    if (thread_row < a.rows) static_cast<uint4*>(a.dq)[query * (D / 8) + 4 * i + lane] = piece;
   }
 }
 

@@ -6,7 +6,7 @@
 // 2j + {0, 1}. They take five words of a lane: 8 pairs of 10 + 10 bits, of which three are spread over the spare bits of the
 // others.
 #pragma once
-#include "common/elements.cuh"
+#include "common/pairs.cuh"
 #include "ptx/max_nan.cuh"
 
 // Beside a row of partial outputs: its lse, base 2, and its steps.
@@ -132,7 +132,15 @@ struct Sum {
     }
   }
 
-  __device__ __forceinline__ float value(int i) const { return fmaf(weights, -(1024 + ZERO), sums[i]); }
+  // `factor` times the sums, as bf16: lane l of a quad gets the columns 8(4i + l) … 8(4i + l) + 7 of the 64.
+  __device__ __forceinline__ uint4 piece(int i, float factor) const {
+    const auto value = [&](int x) { return fmaf(weights, -(1024 + ZERO), sums[8 * i + x]) * factor; };
+    uint32_t words[4];
+#pragma unroll
+    for (int u = 0; u < 4; u++) words[u] = ::pack<bf16>(value(2 * u), value(2 * u + 1));
+    transpose_quad(words);
+    return make_uint4(words[0], words[1], words[2], words[3]);
+  }
 };
 
 }  // namespace packed
