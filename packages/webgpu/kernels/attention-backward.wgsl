@@ -1,9 +1,6 @@
 // The gradients of attention by blocks of keys, probabilities recomputed from the log-sum-exp (arXiv 2205.14135, appendix B). A workgroup
 // has a block's keys, and a piece of the rows of queries that see them: rows of a sequence, or entries of the block's list. What
 // they give to dk and dv it sums up in `parts`; what the block gives to each row's dq it sums up in a slot of the row's.
-//
-// parts: for each piece, for each key of the block, DQ groups of dk and DQ of dv. slots: for each row of the wave its p.places
-// slots, each DQ groups, and one group more whose second element is 0 if the slot is unused.
 
 const KEYS = 0u;
 const VALUES = BQ;
@@ -14,60 +11,24 @@ const WEIGHTS = 0u;
 const SCORE_GRADIENTS = BQ;
 const WEIGHT_ROWS = 2u * BQ;
 
-const ALL = 0u;
-const WINDOW = 2u;
-const OWN_BLOCK = 3u;
-
-const NOWHERE = 0xffffffffu;
-
 var<workgroup> statsOf: array<vec2<f32>, BK>;
 // Where each passing row's query begins, and the place of its slot. Beyond the last row: that row's query, and NOWHERE.
 var<workgroup> beginOf: array<u32, BK>;
 var<workgroup> placeOf: array<u32, BK>;
 
-// Rows that pass by: of a sequence, `first … end − 1`; or, if `listed`, entries of the list that begins at `begin` of lists. The slots
-// of those before `touched` have something in them already.
-struct Source {
-  listed: bool,
-  begin: u32,
-  first: i32,
-  end: i32,
-  touched: i32,
-}
-
 @compute @workgroup_size(NX * TY)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
   let index = group_index(group);
   if (index >= p.groups) { return; }
-  var head: u32;
-  var block: u32;
-  var piece: u32;
-  var own = !LISTED;
-  var source: Source;
-  if (LISTED) {
-    if (index >= lists[p.startsAt + p.listCount]) { return; }
-    let list = lists[p.tilesAt + index];
-    let tile = index - lists[p.startsAt + list];
-    if (list < p.firstList || list >= p.endList || tile % p.pieceTiles != 0u) { return; }
-    head = list / p.blocks;
-    block = list % p.blocks;
-    piece = firstPiece(head, block) + tile / p.pieceTiles;
-    own = OWN && tile == 0u;
-    let end = min((tile + p.pieceTiles) * LIST_TILE, lists[p.countsAt + list]);
-    source = Source(true, p.entriesAt + lists[p.startsAt + list] * LIST_TILE, i32(tile * LIST_TILE), i32(end), 0);
-  } else {
-    let at = p.entriesAt + 3u * (p.firstItem + index / p.headCount);
-    head = index % p.headCount;
-    block = lists[at];
-    piece = index;
-    source = Source(false, 0u, i32(lists[at + 1u]), i32(lists[at + 2u]), 0);
-  }
-  let sequence = sequenceOf(block, 4u);
-  let blockKey = (block - sequence.firstBlock) * p.blockSize;
+  let item = itemAt(index);
+  if (!item.exists) { return; }
+  var source = item.source;
+  let sequence = sequenceOf(item.block, 4u);
+  let blockKey = (item.block - sequence.firstBlock) * p.blockSize;
   let blockEnd = min(blockKey + p.blockSize, sequence.keys);
   let tx = columnOf(thread);
   let ty = rowOf(thread);
-  let keyHead = (sequence.key * p.kvHeads + p.firstHead + head) * p.d;
+  let keyHead = (sequence.key * p.kvHeads + p.firstHead + item.head) * p.d;
   let step = p.kvHeads * p.d;
   var touched = 0;
   for (var firstKey = blockKey; firstKey < blockEnd; firstKey += BQ) {
@@ -100,23 +61,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         dv[i * CQ + n] = vec4<f32>();
       }
     }
-    // The rows of the sequence that see keys of their own block, then those of the list.
-    for (var turn = select(1u, 0u, own); turn < select(1u, 2u, LISTED); turn++) {
+    for (var turn = select(1u, 0u, item.own); turn < select(1u, 2u, LISTED); turn++) {
       var rows = source;
       if (turn == 0u) {
-        rows = Source(false, 0u, firstRow(sequence, firstKey), endRow(sequence, endKey - 1u), touched);
-        if (!LISTED) {
-          rows.first = max(rows.first, source.first);
-          rows.end = min(rows.end, source.end);
-        }
+        rows = rowsOfSequence(sequence, item, firstKey, endKey, touched);
         touched = max(touched, rows.end);
       }
-      passQueries(thread, sequence, head, block, rows, firstKey, endKey, &dk, &dv);
+      passQueries(thread, sequence, item.head, item.block, rows, firstKey, endKey, &dk, &dv);
     }
     source.touched = source.end;
     @unroll for (var i = 0u; i < RQ; i++) {
       let key = firstKey + ty + TY * i;
-      let at = (piece * p.blockSize + key - blockKey) * (2u * DQ);
+      let at = (item.piece * p.blockSize + key - blockKey) * (2u * DQ);
       @unroll for (var n = 0u; n < CQ; n++) {
         let c = tx + NX * n;
         if (key < endKey && c < DQ) {
@@ -128,58 +84,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   }
 }
 
-// The first row of the wave (query of the sequence, query head of the group) that sees a key, and the row after the last.
-fn firstRow(sequence: Sequence, key: u32) -> i32 {
-  let first = max(0, i32(p.firstToken) - i32(sequence.query));
-  if (p.mask == ALL) { return i32(p.group) * first; }
-  return i32(p.group) * max(first, i32(key) + i32(sequence.queries) - i32(sequence.keys));
-}
-
-fn endRow(sequence: Sequence, key: u32) -> i32 {
-  let beforeFirst = i32(sequence.keys) - i32(sequence.queries); // the position of the first query
-  var end = min(i32(sequence.queries), i32(p.firstToken + p.waveRows / p.group) - i32(sequence.query));
-  switch p.mask {
-    case WINDOW: { end = min(end, i32(key + p.span) - beforeFirst); }
-    case OWN_BLOCK: { end = min(end, i32((key / p.span + 1u) * p.span) - beforeFirst); }
-    default: {}
-  }
-  return i32(p.group) * max(0, end);
-}
-
-// A passing row's place in [T, H], and that of its slot.
-fn placesOf(sequence: Sequence, head: u32, block: u32, source: Source, row: u32) -> vec2<u32> {
-  var waveRow: u32;
-  var slot: u32;
-  if (source.listed) {
-    let entry = lists[source.begin + row] - 1u;
-    waveRow = entry / p.slots;
-    slot = entry % p.slots;
-  } else {
-    waveRow = row + sequence.query * p.group - p.firstToken * p.group;
-    slot = select((block - sequence.firstBlock) % p.places, p.places - 1u, LISTED);
-  }
-  let token = p.firstToken + waveRow / p.group;
-  let place = (token * p.kvHeads + p.firstHead + head) * p.group + waveRow % p.group;
-  return vec2<u32>(place, (head * p.waveRows + waveRow) * p.places + slot);
-}
-
 // Whether a passing row sees a key of the tile.
 fn sees(sequence: Sequence, source: Source, row: i32, key: u32, endKey: u32) -> bool {
-  if (row >= source.end || key >= endKey) { return false; }
-  return source.listed || (row >= firstRow(sequence, key) && row < endRow(sequence, key));
-}
-
-// What is to be known of a passing row; of one beyond the last, the last one's, but no place.
-struct Passing {
-  begin: u32,
-  place: u32,
-  stats: vec2<f32>,
-}
-
-fn passingRow(sequence: Sequence, head: u32, block: u32, source: Source, row: i32) -> Passing {
-  let places = placesOf(sequence, head, block, source, u32(min(row, source.end - 1)));
-  let place = select(NOWHERE, places.y, row < source.end);
-  return Passing(places.x * p.d, place, stats[places.x - p.stats_from]);
+  let rows = rowsThatSee(sequence, source, key);
+  return key < endKey && row >= rows.x && row < rows.y;
 }
 
 fn storePassing(j: u32, row: Passing) {
@@ -195,24 +103,23 @@ fn passQueries(
 ) {
   let tx = columnOf(thread);
   let ty = rowOf(thread);
-  // Key row i is seen by rows low[i] … high[i] − 1; every key by those from allFirst to allLast − 1.
+  // Key row i is seen by rows low[i] … high[i] − 1; every key by those from allFirst to allEnd − 1.
   var low: array<i32, RQ>;
   var high: array<i32, RQ>;
   @unroll for (var i = 0u; i < RQ; i++) {
     let key = firstKey + ty + TY * i;
-    low[i] = select(firstRow(sequence, key), source.first, source.listed);
-    high[i] = select(min(endRow(sequence, key), source.end), source.end, source.listed);
-    if (key >= endKey) { high[i] = low[i]; }
+    let rows = rowsThatSee(sequence, source, key);
+    low[i] = rows.x;
+    high[i] = select(rows.x, rows.y, key < endKey);
   }
-  let allFirst = select(firstRow(sequence, endKey - 1u), source.first, source.listed);
-  var allLast = select(endRow(sequence, firstKey), source.end, source.listed);
-  if (endKey < firstKey + BQ) { allLast = allFirst; }
+  let allFirst = rowsThatSee(sequence, source, endKey - 1u).x;
+  let allEnd = select(allFirst, rowsThatSee(sequence, source, firstKey).y, endKey == firstKey + BQ);
   var ahead = Passing(0u, NOWHERE, vec2<f32>());
   if (source.first < source.end) {
     ahead = passingRow(sequence, head, block, source, source.first + i32(thread));
   }
   for (var row = source.first; row < source.end; row += i32(BK)) {
-    let all = row >= allFirst && row + i32(BK) <= min(allLast, source.end);
+    let all = row >= allFirst && row + i32(BK) <= allEnd;
     workgroupBarrier();
     if (thread < BK) { storePassing(thread, ahead); }
     for (var j = thread + THREADS; j < BK; j += THREADS) {

@@ -5,6 +5,7 @@ import { kernel, read, write } from "../src/kernel.js";
 import attentionSource from "./attention.wgsl";
 import flashSource from "./flash.wgsl";
 import mergeSource from "./merge.wgsl";
+import nonFiniteSource from "./non-finite.wgsl";
 import noPartsSource from "./parts-none.wgsl";
 import slotPartsSource from "./parts-slots.wgsl";
 import { type Mask, maskNumber, maskSpan, planRange, type Wave, wholeWave } from "./range.js";
@@ -34,7 +35,8 @@ const SLOT_PARAMS = { slots: "u32", firstToken: "u32", waveRows: "u32" } as cons
 
 const INPUTS = { q: read("rows"), k: read("rows"), v: read("rows"), plan: read("vec4<u32>") } as const;
 
-const bodyOf = (reduce: string) => tileSource + reduce + flashSource + rangeSource + attentionSource;
+const bodyOf = (reduce: string) =>
+  nonFiniteSource + tileSource + reduce + flashSource + rangeSource + attentionSource;
 
 /** The same kernel with both ways to reduce over threads. */
 const variants = <K>(make: (reduce: string, suffix: string) => K) => ({

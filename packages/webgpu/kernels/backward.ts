@@ -12,12 +12,15 @@ import { groupOf, slotElements } from "./attention.js";
 import backwardSource from "./attention-backward.wgsl";
 import keysSource from "./attention-backward-keys.wgsl";
 import queriesSource from "./attention-backward-queries.wgsl";
+import backwardSubgroupSource from "./attention-backward-subgroup.wgsl";
+import itemsSource from "./backward-items.wgsl";
 import rowsSource from "./backward-rows.wgsl";
 import { buildLists, LIST_PARAMS, listHeads } from "./lists.js";
 import listsSource from "./lists.wgsl";
+import nonFiniteSource from "./non-finite.wgsl";
 import piecesSource from "./pieces.wgsl";
 import { type Mask, maskNumber, maskSpan, ownMask, rowsThatSee, sequenceTable, type Wave } from "./range.js";
-import { chooseTile, rowQuads, type Tile, tileConstants } from "./tile.js";
+import { chooseTile, rowQuads, tileConstants } from "./tile.js";
 import tileSource from "./tile.wgsl";
 import { mostWorkspace, slotWaves, slotWorkspace } from "./waves.js";
 import { blockWindows, mostRows, type Range, rangesOf, tokenWindow } from "./windows.js";
@@ -39,21 +42,25 @@ const PIECE_PARAMS = {
   d: "u32",
 } as const;
 
-const BACKWARD = kernel({
-  name: "attention-backward",
-  source: tileSource + listsSource + piecesSource + backwardSource,
-  bindings: {
-    q: read("rows"),
-    k: read("rows"),
-    v: read("rows"),
-    dOut: read("rows"),
-    stats: read("vec2<f32>"),
-    lists: read("u32"),
-    slots: write("vec4<f32>"),
-    parts: write("vec4<f32>"),
-  },
-  params: { ...PIECE_PARAMS, mask: "u32", span: "u32", scale: "f32" },
-});
+const backwardKernel = (name: string, source: string) =>
+  kernel({
+    name,
+    source: nonFiniteSource + listsSource + piecesSource + itemsSource + source,
+    bindings: {
+      q: read("rows"),
+      k: read("rows"),
+      v: read("rows"),
+      dOut: read("rows"),
+      stats: read("vec2<f32>"),
+      lists: read("u32"),
+      slots: write("vec4<f32>"),
+      parts: write("vec4<f32>"),
+    },
+    params: { ...PIECE_PARAMS, mask: "u32", span: "u32", scale: "f32" },
+  });
+
+const BACKWARD = backwardKernel("attention-backward", tileSource + backwardSource);
+const BACKWARD_SUBGROUP = backwardKernel("attention-backward-subgroup", backwardSubgroupSource);
 
 const KEYS = kernel({
   name: "attention-backward-keys",
@@ -72,8 +79,70 @@ const QUERIES = kernel({
   },
 });
 
-const backwardTile = ({ workgroup }: Context, headDim: number): Tile =>
-  chooseTile(workgroup, headDim, { owned: 2, passing: 2, weights: 2, bytesPerRow: 16 });
+/** A kernel for the gradients by blocks of keys, and what it works at at a time. */
+interface BackwardShape {
+  readonly definition: typeof BACKWARD;
+  readonly constants: Readonly<Record<string, number | boolean>>;
+  /** Keys of a block. */
+  readonly keys: number;
+  /** Rows of queries that pass by. */
+  readonly rows: number;
+}
+
+/** Threads of a workgroup of `attention-backward-subgroup.wgsl`, at most: their registers fill a multiprocessor of NVIDIA's. */
+const MOST_THREADS = 256;
+/** Threads of a subgroup that it takes as one, at most. */
+const MOST_SUBGROUP = 32;
+
+/** Room for the note of what is not finite. */
+const FLAG_BYTES = 16;
+
+const powerOfTwo = (atLeast: number): number => 2 ** Math.ceil(Math.log2(atLeast));
+
+/** The kernel in registers, for blocks of so many keys, if subgroups are wide enough and workgroup memory has room. */
+function subgroupShape(
+  { workgroup, subgroupSize }: Context,
+  headDim: number,
+  blockSize: number,
+): BackwardShape | undefined {
+  const DQ = rowQuads(headDim);
+  const LANES = powerOfTwo(DQ / 2);
+  const SUBGROUP = Math.min(MOST_SUBGROUP, subgroupSize);
+  if (LANES > SUBGROUP) return undefined;
+  const storageOf = (threads: number) =>
+    (16 * threads * threads) / SUBGROUP + 32 * threads + (4 * threads) / LANES + FLAG_BYTES;
+  const fits = (threads: number) =>
+    threads <= workgroup.invocations && storageOf(threads) <= workgroup.storage;
+  const least = Math.max(SUBGROUP, 4 * LANES); // one subgroup, and room for two rows
+  let THREADS = Math.max(least, Math.min(MOST_THREADS, powerOfTwo((blockSize * LANES) / 4)));
+  while (THREADS > least && !fits(THREADS)) THREADS /= 2;
+  if (!fits(THREADS)) return undefined;
+  const counts = {
+    SUBGROUP_COUNT: THREADS / SUBGROUP,
+    HALF_LEVELS: Math.log2(LANES) - 1,
+    GROUP_LEVELS: Math.max(0, Math.log2(SUBGROUP / LANES) - 2),
+  };
+  const [keys, rows] = [(4 * THREADS) / LANES, THREADS / (2 * LANES)];
+  return {
+    definition: BACKWARD_SUBGROUP,
+    constants: { DQ, THREADS, LANES, SUBGROUP, SUBGROUPS: true, ...counts },
+    keys,
+    rows,
+  };
+}
+
+/** In registers where that can be, else in tiles. */
+function backwardShape(context: Context, headDim: number, blockSize: number): BackwardShape {
+  const shape = subgroupShape(context, headDim, blockSize);
+  if (shape) return shape;
+  const tile = chooseTile(context.workgroup, headDim, { owned: 2, passing: 2, weights: 2, bytesPerRow: 16 });
+  return {
+    definition: BACKWARD,
+    constants: { ...tileConstants(tile, headDim), SUBGROUPS: false },
+    keys: tile.BQ,
+    rows: tile.BK,
+  };
+}
 
 /** The gradients, float32. */
 interface Outputs {
@@ -120,6 +189,7 @@ function withRows(
 
 /** What {@link backwardWindow} launches. */
 interface WindowLaunch {
+  readonly shape: BackwardShape;
   readonly wave: Wave;
   readonly mask: Mask;
   readonly lists: Argument;
@@ -164,20 +234,19 @@ function backwardWindow(
 ): void {
   const { commands } = context;
   const { q, k, v, dOut, heads, kvHeads, headDim, scale } = problem;
-  const { wave, mask, lists, slots, tokens, layout, blockSize, places } = launch;
-  const tile = backwardTile(context, headDim);
+  const { shape, wave, mask, lists, slots, tokens, layout, blockSize, places } = launch;
   const rows = { first: wave.firstToken, end: wave.firstToken + wave.tokens };
   const keyRows = (whole: Tensor | Piece) => tokenWindow(whole, kvHeads * headDim, tokens);
   const parts = commands.workspace((launch.pieces * partBytes(blockSize, headDim)) / 4);
   const params = { ...layout, ...waveParams(problem, wave, places, blockSize) };
   const vector = headDim % 4 === 0;
-  commands.launch(BACKWARD, {
+  commands.launch(shape.definition, {
     buffers: {
       ...{ q: tokenWindow(q, heads * headDim, rows), dOut: tokenWindow(dOut, heads * headDim, rows) },
       ...{ k: keyRows(k), v: keyRows(v), stats: tokenWindow(stats, 2 * heads, rows), lists, slots, parts },
     },
     params: { ...params, mask: maskNumber(mask), span: maskSpan(mask), scale },
-    constants: { ...tileConstants(tile, headDim), LIST_TILE: tile.BK, ...launch.constants },
+    constants: { ...shape.constants, LIST_TILE: shape.rows, ...launch.constants },
     vector,
     groups: launch.groups,
   });
@@ -252,7 +321,7 @@ function planItems(
   mask: Mask,
   blockSize: number,
   wave: Wave,
-  { BK }: Tile,
+  { rows: step }: BackwardShape,
   mostPieces: number,
 ): { items: BackwardItem[]; starts: number[] } {
   const group = heads / kvHeads;
@@ -264,7 +333,7 @@ function planItems(
     const keys = cuSeqlensK[s + 1] - cuSeqlensK[s];
     const first = group * Math.max(0, wave.firstToken - cuSeqlens[s]);
     const end = group * Math.min(queries, wave.firstToken + wave.tokens - cuSeqlens[s]);
-    const pieceRows = Math.max(2, Math.ceil((end - first) / mostPieces / BK)) * BK;
+    const pieceRows = Math.max(2, Math.ceil((end - first) / mostPieces / step)) * step;
     for (let block = cu[s]; block < cu[s + 1]; block++) {
       starts.push(items.length);
       const key = (block - cu[s]) * blockSize;
@@ -287,12 +356,12 @@ export function attentionBackward(
 ): void {
   const { commands } = context;
   const { cuSeqlensK, headDim } = problem;
-  const tile = backwardTile(context, headDim);
+  const shape = backwardShape(context, headDim, Number.POSITIVE_INFINITY);
   const longest = Math.max(...Array.from(cuSeqlensK.subarray(1), (end, s) => end - cuSeqlensK[s]));
   const reach = mask.kind === "window" ? Math.min(longest, mask.span) : longest;
   const grid = gridOf(context, problem);
   const room = Math.floor(mostWorkspace(context) / (grid.pieces * partBytes(1, headDim)));
-  const wanted = Math.max(2, Math.ceil(reach / grid.blocks / tile.BQ)) * tile.BQ;
+  const wanted = Math.max(2, Math.ceil(reach / grid.blocks / shape.keys)) * shape.keys;
   const blockSize = Math.max(1, Math.min(wanted, mostKeys(context, problem), room));
   // The blocks that a row sees come one after the other, so their slots can take turns.
   const places = Math.min(Math.ceil(longest / blockSize), Math.ceil(reach / blockSize) + 1);
@@ -302,7 +371,7 @@ export function attentionBackward(
     for (const wave of slotWaves(context, problem, places, blocksAndHeads)) {
       const slots = slotWorkspace(context, problem, wave, places);
       commands.clear(slots);
-      const { items, starts } = planItems(problem, mask, blockSize, wave, tile, grid.pieces);
+      const { items, starts } = planItems(problem, mask, blockSize, wave, shape, grid.pieces);
       const itemNumbers = items.flatMap(({ block, rows }) => [block, rows.first, rows.end]);
       const lists = Uint32Array.from([...table, ...starts, ...itemNumbers]);
       const layout = {
@@ -323,7 +392,7 @@ export function attentionBackward(
       for (const { blocks, tokens } of blockWindows(cuSeqlensK, blockSize, most)) {
         const firstItem = starts[blocks.first];
         const pieces = (starts[blocks.end] - firstItem) * wave.headCount;
-        const launch = { wave, mask, lists, slots, places, blockSize, tokens, pieces, groups: pieces };
+        const launch = { shape, wave, mask, lists, slots, places, blockSize, tokens, pieces, groups: pieces };
         const window = { ...layout, firstItem, firstBlock: blocks.first, endBlock: blocks.end };
         const constants = { LISTED: false, OWN: false };
         const listsOfWindow = (blocks.end - blocks.first) * wave.headCount;
@@ -352,7 +421,7 @@ export function attendBackward(
 ): void {
   const { headDim, routing, kvHeads } = problem;
   const { cuSeqlensK, blockSize, causal } = routing;
-  const { BK } = backwardTile(context, headDim);
+  const shape = backwardShape(context, headDim, blockSize);
   const slotCount = routing.indices.shape[2];
   const places = slotCount + (causal ? 1 : 0); // the last one is the own block's
   const mask = ownMask(routing);
@@ -362,20 +431,20 @@ export function attendBackward(
   // Pieces of long lists take half the room of first pieces at most. Lists of several windows are those of one head.
   const headLimit = cuSeqlensK[cuSeqlensK.length - 1] > tokens ? 1 : Math.floor((room - 1) / (2 * blocks));
   withRows(context, problem, gradients, (stats, outputs) => {
-    const limit = Math.min(kvHeads, headLimit, listHeads(context, blocks, BK));
+    const limit = Math.min(kvHeads, headLimit, listHeads(context, blocks, shape.rows));
     for (const wave of slotWaves(context, problem, places, Math.max(1, limit))) {
       const slots = slotWorkspace(context, problem, wave, places);
       const {
         piece: lists,
         layout,
         mostTiles,
-      } = buildLists(context, problem, wave, BK, {
+      } = buildLists(context, problem, wave, shape.rows, {
         slots: { piece: slots, places },
         leastTiles: causal ? 1 : 0,
       });
       // Popular blocks are cut into pieces twice as long as a list is on average, or longer if there is no room for so many.
       const pieceTiles = Math.ceil(
-        Math.max(LEAST_PIECE / BK, (2 * mostTiles) / layout.listCount, (2 * mostTiles) / (room - 1)),
+        Math.max(LEAST_PIECE / shape.rows, (2 * mostTiles) / layout.listCount, (2 * mostTiles) / (room - 1)),
       );
       const morePieces = Math.floor(mostTiles / pieceTiles) + 1;
       const most = { blocks: Math.max(1, Math.floor(room - morePieces) / wave.headCount), tokens };
@@ -389,7 +458,7 @@ export function attendBackward(
           problem,
           stats,
           {
-            ...{ wave, mask, lists, slots, places, blockSize, tokens: window.tokens, listsOfWindow },
+            ...{ shape, wave, mask, lists, slots, places, blockSize, tokens: window.tokens, listsOfWindow },
             layout: { ...layout, ...range, pieceTiles, firstItem: 0 },
             constants: { LISTED: true, OWN: causal },
             pieces: listsOfWindow + morePieces,

@@ -111,6 +111,8 @@ interface ListOptions {
   readonly slots: { readonly piece: Piece; readonly places: number };
   /** Tiles that a list takes at least. */
   readonly leastTiles: 0 | 1;
+  /** Whether causal queries are in the lists of their own blocks too. Default false. */
+  readonly withOwn?: boolean;
 }
 
 /**
@@ -122,7 +124,7 @@ export function buildLists(
   problem: AttendProblem,
   wave: Wave,
   listTile: number,
-  { slots, leastTiles }: ListOptions,
+  { slots, leastTiles, withOwn = false }: ListOptions,
 ): Lists {
   const { routing, kvHeads, headDim } = problem;
   const { blockSize, causal, cuSeqlensK } = routing;
@@ -161,7 +163,7 @@ export function buildLists(
     ...{ group: groupOf(problem), places: slots.places, firstBlock: 0, endBlock: blocks },
     ...{ causal: causal ? 1 : 0, chunks, chunkEntries, leastTiles },
   };
-  const constants = { LIST_TILE: listTile, DQ: slotElements(headDim) / 4 - 1 };
+  const constants = { LIST_TILE: listTile, DQ: slotElements(headDim) / 4 - 1, WITH_OWN: withOwn };
   const common = { params, constants };
   const rows = { first: firstToken, end: firstToken + tokens };
   const indices = tokenWindow(routing.indices, problem.heads * slotCount, rows);

@@ -88,15 +88,6 @@ fn accumulate(weights: u32, b: u32, tx: u32, ty: u32, sums: ptr<function, array<
   }
 }
 
-// Whether a tile that passed by and was seen in part had an element that is not finite. Only then does a weight of 0 for a row that is not to be seen
-// not do: 0 · NaN is NaN. Who streams tiles sets it to 0 first.
-var<workgroup> nonFinite: atomic<u32>;
-
-fn noteNonFinite(x: vec4<f32>) {
-  let exponent = vec4<u32>(0x7f800000u);
-  if (any((bitcast<vec4<u32>>(x) & exponent) == exponent)) { atomicStore(&nonFinite, 1u); }
-}
-
 // accumulate over the rows of the other tile that each row sees: low ≤ first + j < high; the weights of the others are 0.
 fn accumulateVisible(
   weights: u32, b: u32, tx: u32, ty: u32,

@@ -47,21 +47,14 @@ import { sum } from "../kernels/reductions.js";
 import { rope } from "../kernels/rope.js";
 import { Commands } from "./commands.js";
 import type { Context } from "./context.js";
-import {
-  checkTier,
-  type DeviceOptions,
-  describeDevice,
-  highestTier,
-  openDevice,
-  type Tier,
-} from "./device.js";
+import { checkTier, type DeviceOptions, describeDevice, openDevice, type Tier, tierOf } from "./device.js";
 import type { PooledBuffer, PoolReport } from "./memory.js";
 import type { CompileProgress } from "./pipelines.js";
 import { Stopwatch } from "./stopwatch.js";
 
 /** Options of a {@link WebGpuBackend}. */
 export interface WebGpuOptions {
-  /** The most to make use of. Default: all that the device has. */
+  /** What to make use of. Default: the highest tier that the device reaches. */
   tier?: Tier;
   /** Bytes of freed buffers that are kept for reuse at most. Default 1 GiB. */
   maxKeptBytes?: number;
@@ -78,7 +71,8 @@ export interface OpenWebGpuOptions extends WebGpuOptions, DeviceOptions {}
 /**
  * Opens a WebGPU device and a backend on it: in browsers and Deno on their own WebGPU, in Node on the package `webgpu` (Dawn), which
  * has to be installed beside this one. The device closes with the backend.
- * @throws DeviceError when there is no WebGPU or no device; ArgumentError for options out of range.
+ * @throws DeviceError when there is no WebGPU, no device, or none of the tier that was asked for; ArgumentError for options out of
+ *   range.
  */
 export async function openWebGpu(options: OpenWebGpuOptions = {}): Promise<WebGpuBackend> {
   const device = await openDevice(options);
@@ -106,7 +100,7 @@ export class WebGpuBackend extends Backend {
 
   /**
    * A backend on a device of one's own, which stays open when the backend closes. Several may share one.
-   * @throws ArgumentError for options out of range.
+   * @throws ArgumentError for options out of range; DeviceError for a tier that the device does not reach.
    */
   constructor(device: GPUDevice, options: WebGpuOptions = {}) {
     super();
@@ -114,9 +108,10 @@ export class WebGpuBackend extends Backend {
     checkTier(tier);
     checkPositiveInteger("maxKeptBytes", maxKeptBytes);
     checkPositiveInteger("maxWorkspaceBytes", maxWorkspaceBytes);
-    this.tier = highestTier(device.features, tier);
+    this.tier = tierOf(device, tier);
     this.device = `${describeDevice(device)}, tier ${this.tier}`;
-    this.#commands = new Commands(device, { maxKeptBytes, f16: this.tier === "shader-f16" });
+    const matrices = this.tier === "subgroup-matrix";
+    this.#commands = new Commands(device, { maxKeptBytes, f16: matrices || this.tier === "shader-f16" });
     this.#stopwatch = new Stopwatch(this.#commands);
     this.#context = {
       commands: this.#commands,
@@ -125,6 +120,7 @@ export class WebGpuBackend extends Backend {
         invocations: device.limits.maxComputeInvocationsPerWorkgroup,
       },
       subgroupSize: this.tier === "plain" ? 0 : (device.adapterInfo?.subgroupMinSize ?? 4),
+      matrices,
       maxWorkspaceBytes,
     };
   }

@@ -9,6 +9,8 @@ export interface Context {
   readonly workgroup: { readonly storage: number; readonly invocations: number };
   /** The smallest subgroup that the device may use; 0 where subgroups are not to be used. */
   readonly subgroupSize: number;
+  /** Whether the matrix units are to be used. */
+  readonly matrices: boolean;
   /** Bytes of workspace that one operation may take, if it can do with less by working in waves. */
   readonly maxWorkspaceBytes: number;
 }

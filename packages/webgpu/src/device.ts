@@ -3,18 +3,19 @@ import { ArgumentError, DeviceError } from "@moba-js/tensor";
 
 /**
  * What a backend makes use of, each tier with what the ones before it have: nothing but WebGPU itself; subgroups; 16-bit floats in
- * shaders.
+ * shaders; matrix products of subgroups, of 16-bit floats (tensor cores, `chromium-experimental-subgroup-matrix`).
  */
-export type Tier = "plain" | "subgroups" | "shader-f16";
+export type Tier = "plain" | "subgroups" | "shader-f16" | "subgroup-matrix";
 
 /** Every tier, the least first. */
-export const TIERS: readonly Tier[] = ["plain", "subgroups", "shader-f16"];
+export const TIERS: readonly Tier[] = ["plain", "subgroups", "shader-f16", "subgroup-matrix"];
 
 /** The device feature that each tier adds. */
 const FEATURES: Readonly<Record<Tier, string | undefined>> = {
   plain: undefined,
   subgroups: "subgroups",
   "shader-f16": "shader-f16",
+  "subgroup-matrix": "chromium-experimental-subgroup-matrix",
 };
 
 /** Limits that are asked for as high as the adapter has them. */
@@ -28,7 +29,7 @@ const LIMITS = [
 
 /** Options of {@link openDevice}. */
 export interface DeviceOptions {
-  /** The most to make use of. Default: all that the adapter offers. */
+  /** What to make use of. Default: the highest tier that the adapter reaches. */
   tier?: Tier;
   /** Default: `"high-performance"`. */
   powerPreference?: GPUPowerPreference;
@@ -46,7 +47,7 @@ const entryPoints: GPU[] = [];
 
 /** Dawn's toggles: no kernel here reads workgroup memory that it has not written, so it need not be zeroed first. */
 const TOGGLES = "disable_workgroup_init";
-/** Those that the tier `shader-f16` needs as well: on NVIDIA, Dawn hides its 16-bit floats. */
+/** Those that the tiers from `shader-f16` on need as well: on NVIDIA, Dawn hides its 16-bit floats. */
 const F16_TOGGLES = "allow_unsafe_apis,vulkan_enable_f16_on_nvidia";
 
 /**
@@ -75,7 +76,8 @@ interface NodeProcess {
 async function findGpu({ tier, dawnOptions }: DeviceOptions): Promise<GPU> {
   const { navigator } = globalThis as { navigator?: { gpu?: GPU } };
   if (navigator?.gpu) return navigator.gpu;
-  const toggles = tier === "shader-f16" ? [TOGGLES, F16_TOGGLES] : [TOGGLES];
+  const isF16 = tier === "shader-f16" || tier === "subgroup-matrix";
+  const toggles = isF16 ? [TOGGLES, F16_TOGGLES] : [TOGGLES];
   const options = [...(dawnOptions ?? [`enable-dawn-features=${toggles.join()}`])];
   const name: string = "webgpu"; // not a literal, so that bundlers for browsers leave it alone
   const reason = vulkanLacks();
@@ -95,14 +97,53 @@ async function findGpu({ tier, dawnOptions }: DeviceOptions): Promise<GPU> {
   return gpu;
 }
 
-/** The highest tier whose features are all there. */
-export function highestTier(features: { has(feature: string): boolean }, most: Tier = "shader-f16"): Tier {
-  const reach = TIERS.slice(0, TIERS.indexOf(most) + 1);
-  const missing = reach.findIndex(
-    (tier) => FEATURES[tier] !== undefined && !features.has(FEATURES[tier] as string),
-  );
-  return reach[(missing === -1 ? reach.length : missing) - 1];
+/** A shape of matrix products, as `chromium-experimental-subgroup-matrix` lists them. */
+interface MatrixConfig {
+  readonly componentType: string;
+  readonly resultComponentType: string;
+  readonly M: number;
+  readonly N: number;
+  readonly K: number;
 }
+
+/** Whether an adapter's subgroups, of 32 threads, multiply the matrices that the kernels are made of. */
+function hasMatrices(info: GPUAdapterInfo | undefined): boolean {
+  const { subgroupMatrixConfigs = [] } = (info ?? {}) as { subgroupMatrixConfigs?: Iterable<MatrixConfig> };
+  return (
+    info?.subgroupMinSize === 32 &&
+    info.subgroupMaxSize === 32 &&
+    [...subgroupMatrixConfigs].some(
+      ({ componentType, resultComponentType, M, N, K }) =>
+        componentType === "f16" && resultComponentType === "f32" && M === 16 && N === 16 && K === 16,
+    )
+  );
+}
+
+/** Devices whose adapter is known to have the matrices: Dawn's devices in Node do not tell. */
+const matrixDevices = new WeakSet<GPUDevice>();
+
+/** The tier that was asked for, or else the highest that is reached: all features are there, and for the last one the matrices. */
+function chooseTier(features: ReadonlySet<string>, matrices: boolean, wanted?: Tier): Tier {
+  const lacking = TIERS.find((tier) => {
+    const feature = FEATURES[tier];
+    return (feature && !features.has(feature)) || (tier === "subgroup-matrix" && !matrices);
+  });
+  const reached = lacking ? TIERS.slice(0, TIERS.indexOf(lacking)) : TIERS;
+  if (wanted && !reached.includes(wanted)) {
+    throw new DeviceError(
+      "webgpu",
+      `the tier ${wanted} is not reached here: ${reached.at(-1)} is the highest`,
+    );
+  }
+  return wanted ?? (reached.at(-1) as Tier);
+}
+
+/**
+ * The tier of a backend on a device: the one that was asked for, or else the highest.
+ * @throws DeviceError when the device does not reach the one that was asked for.
+ */
+export const tierOf = (device: GPUDevice, wanted?: Tier): Tier =>
+  chooseTier(device.features, matrixDevices.has(device) || hasMatrices(device.adapterInfo), wanted);
 
 /** @throws ArgumentError for what is no tier. */
 export function checkTier(tier: Tier | undefined): void {
@@ -113,7 +154,8 @@ export function checkTier(tier: Tier | undefined): void {
 
 /**
  * Opens a WebGPU device with the features of a tier and the adapter's own limits.
- * @throws DeviceError when there is no WebGPU, no adapter, or the adapter gives no device; ArgumentError for an unknown tier.
+ * @throws DeviceError when there is no WebGPU, no adapter, when the adapter does not reach the tier that was asked for or gives no
+ *   device; ArgumentError for an unknown tier.
  */
 export async function openDevice(options: DeviceOptions = {}): Promise<GPUDevice> {
   checkTier(options.tier);
@@ -121,14 +163,17 @@ export async function openDevice(options: DeviceOptions = {}): Promise<GPUDevice
   const { powerPreference = "high-performance" } = options;
   const adapter = await gpu.requestAdapter({ powerPreference }).catch(() => null);
   if (!adapter) throw new DeviceError("webgpu", "WebGPU finds no adapter here");
-  const tier = highestTier(adapter.features, options.tier);
+  const matrices = hasMatrices(adapter.info);
+  const tier = chooseTier(adapter.features, matrices, options.tier);
   const wanted = TIERS.slice(0, TIERS.indexOf(tier) + 1).flatMap((each) => FEATURES[each] ?? []);
   if (adapter.features.has("timestamp-query")) wanted.push("timestamp-query");
   try {
-    return await adapter.requestDevice({
+    const device = await adapter.requestDevice({
       requiredFeatures: wanted as GPUFeatureName[],
       requiredLimits: Object.fromEntries(LIMITS.map((limit) => [limit, adapter.limits[limit]])),
     });
+    if (matrices) matrixDevices.add(device);
+    return device;
   } catch (error) {
     throw new DeviceError("webgpu", `the adapter gives no device (${(error as Error).message})`);
   }

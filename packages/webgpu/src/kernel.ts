@@ -245,11 +245,18 @@ export function unroll(source: string, constants: Specialization["constants"]): 
   return source.slice(0, head.index) + loop + unroll(source.slice(end), constants);
 }
 
+/** Subgroups take different matrices in turn: the compiler cannot see that the threads of each go the same way. */
+const MATRIX_DIRECTIVES = [
+  "enable f16;",
+  "enable chromium_experimental_subgroup_matrix;",
+  "diagnostic(off, chromium.subgroup_matrix_uniformity);",
+];
+
 /** The text of a library file and of a kernel, with the declarations that they rely on: a complete WGSL module. */
 export function assemble({ source, bindings, params }: Kernel, spec: Specialization): string {
   const enable = [
     ...(spec.constants.SUBGROUPS ? ["enable subgroups;"] : []),
-    ...(spec.f16 ? ["enable f16;"] : []),
+    ...(spec.constants.MATRICES ? MATRIX_DIRECTIVES : spec.f16 ? ["enable f16;"] : []),
   ];
   const dtypes = [...new Set(Object.values(spec.dtypes))];
   const fields = [

@@ -27,21 +27,45 @@ describe.skipIf(nodeLacks)("in Node", { timeout: 600_000 }, async () => {
     if (device.limits === "default") expect(limits).toEqual({ storage: 16384, buffers: 8 });
   });
 
-  it("compiles the kernels of tier shader-f16", async () => {
-    const result = await run("compilingExperimental", undefined);
-    expect(result.complaints).toEqual([]);
-    expect(result.tier).toBe("shader-f16");
-    expect(result.kernels).toContain("attend-subgroup");
+  it("takes the highest tier that a device reaches, and none that it does not reach", async () => {
+    const { tiers, refusals } = await run("tierChoice", undefined);
+    expect(tiers).toEqual({
+      bare: "plain",
+      full: "shader-f16",
+      other: "shader-f16",
+      wide: "subgroup-matrix",
+    });
+    expect(refusals).toHaveLength(3);
+    for (const refusal of refusals)
+      expect(refusal).toMatch(/^DeviceError: webgpu: the tier \S+ is not reached/);
   });
 
-  it("computes attention with 16-bit floats in shaders, their operations rewritten", async () => {
-    const { tier, differences, kernels } = await run("emulatedF16", { seed });
-    console.log(differences);
-    expect(tier).toBe("shader-f16");
-    expect(kernels).toContain("attend-subgroup");
-    expect(Object.keys(differences)).toHaveLength(2);
-    for (const [name, difference] of Object.entries(differences)) expect(difference, name).toBeLessThan(1e-4);
+  it.each([
+    ["shader-f16", ["attend-subgroup", "attention-backward-subgroup"]],
+    ["subgroup-matrix", ["attend-matrix", "merge-slots"]],
+  ] as const)("compiles the kernels of tier %s", async (tier, expected) => {
+    const { complaints, kernels } = await run("compilingExperimental", { tier });
+    expect(complaints).toEqual([]);
+    expect(kernels).toEqual(expect.arrayContaining([...expected]));
   });
+
+  // Matrices take probabilities in f16: unit roundoff 2⁻¹¹.
+  it.each([
+    ["shader-f16", { wide: false, bound: 1e-4 }, ["attend-subgroup"]],
+    ["subgroup-matrix", { wide: true, bound: 2 ** -11 }, ["attend-matrix", "merge-slots"]],
+  ] as const)(
+    "computes attention in tier %s, its operations rewritten",
+    async (name, { wide, bound }, names) => {
+      const { tier, differences, kernels, report } = await run("emulated", { seed, wide });
+      console.log(differences);
+      expect(tier).toBe(name);
+      expect(kernels).toEqual(expect.arrayContaining([...names, "attention-backward-subgroup"]));
+      expect(differences).toEqual({ "routed attention": expect.any(Number), attention: expect.any(Number) });
+      expect(differences["routed attention"]).toBeLessThan(bound);
+      expect(differences.attention).toBeLessThan(1e-4);
+      expect(report?.failed, report && formatMatrix(report)).toBe(wide ? 0 : undefined);
+    },
+  );
 
   it("cuts what does not fit: waves, split keys, long lists of choices", async () => {
     const differences = await run("cutProblems", { seed });

@@ -4,7 +4,7 @@ import { type PackedTokens, PRESETS, Trainer, Transformer } from "@moba-js/model
 import { ReferenceBackend } from "@moba-js/reference";
 import { type Backend, DeviceError, type Tensor } from "@moba-js/tensor";
 import { openDevice, openWebGpu, type PoolReport, type Tier, WebGpuBackend } from "../src/index.js";
-import { emulate } from "./emulation.js";
+import { emulateF16, emulateWide, WIDE_ADAPTER_INFO } from "./emulation.js";
 
 /*
  * What is tried on a device, in Node and in a page alike: each function takes and returns plain data.
@@ -83,34 +83,75 @@ export async function conformance({
   return { report, complaints, limits: { storage, buffers }, pool };
 }
 
-/**
- * Compiles what f16 attention needs in the tier that no CPU device has, on Dawn's null device, which has every feature and computes
- * nothing. Says which kernels were compiled, and what the compiler complained of.
- */
-export async function compilingExperimental(): Promise<{
-  tier: Tier;
-  kernels: string[];
-  complaints: string[];
-}> {
+/** Dawn's null device, which has every feature and computes nothing. */
+async function nullDevice(): Promise<GPUDevice> {
+  const name: string = "webgpu";
+  const gpu: GPU = (await import(name)).create(["backend=null", "enable-dawn-features=allow_unsafe_apis"]);
+  keptAlive.push(gpu);
+  const adapter = (await gpu.requestAdapter()) as GPUAdapter;
+  return adapter.requestDevice({
+    requiredFeatures: [
+      "subgroups",
+      "shader-f16",
+      "chromium-experimental-subgroup-matrix",
+    ] as GPUFeatureName[],
+  });
+}
+
+const pretend = (device: GPUDevice, info: object): void =>
+  void Object.defineProperty(device, "adapterInfo", { value: info });
+
+/** The tiers that devices get by themselves, and what is said where one is asked for by name that is not there. */
+export async function tierChoice(): Promise<{ tiers: Record<string, Tier>; refusals: string[] }> {
+  const [bare, full, other, wide] = [
+    await defaultDevice(),
+    ...(await Promise.all([1, 2, 3].map(nullDevice))),
+  ];
+  const [config] = WIDE_ADAPTER_INFO.subgroupMatrixConfigs;
+  pretend(other, { ...WIDE_ADAPTER_INFO, subgroupMatrixConfigs: [{ ...config, M: 8 }] });
+  pretend(wide, WIDE_ADAPTER_INFO);
+  const tiers = Object.fromEntries(
+    Object.entries({ bare, full, other, wide }).map(([name, device]) => [
+      name,
+      new WebGpuBackend(device).tier,
+    ]),
+  );
   const dawnOptions = ["backend=null", "enable-dawn-features=allow_unsafe_apis"];
-  const device = await openDevice({ tier: "shader-f16", dawnOptions });
-  Object.defineProperty(device, "adapterInfo", { value: { subgroupMinSize: 32, subgroupMaxSize: 32 } });
+  const refusals = [
+    await errorOf(() => new WebGpuBackend(bare, { tier: "subgroups" })),
+    await errorOf(() => new WebGpuBackend(full, { tier: "subgroup-matrix" })),
+    await errorOf(() => openWebGpu({ tier: "subgroup-matrix", dawnOptions })),
+  ];
+  return { tiers, refusals };
+}
+
+/**
+ * Compiles what f16 attention needs in the highest tiers on a device that computes nothing. Says which kernels were compiled, and what the
+ * compiler complained of.
+ */
+export async function compilingExperimental({
+  tier,
+}: {
+  tier: Tier;
+}): Promise<{ kernels: string[]; complaints: string[] }> {
+  const device = await nullDevice();
+  pretend(device, WIDE_ADAPTER_INFO);
   const { complaints, kernels } = watch(device);
-  const backend = new WebGpuBackend(device);
-  const tensor = () => backend.zeros([256, 2, 64], "f16");
+  const backend = new WebGpuBackend(device, { tier });
+  const tensor = () => backend.zeros([256, 2, 16], "f16");
   await backend
     .compileAsync(() =>
       backend.scope(() => {
         const [q, k, v, dOut] = [tensor(), tensor(), tensor(), tensor()];
-        const { out, lse, routing } = backend.moba(q, k, v, { blockSize: 128, topK: 2 });
+        const { out, lse, routing } = backend.moba(q, k, v, { blockSize: 32, topK: 2 });
         backend.attendBackward(dOut, q, k, v, out, lse, routing);
         backend.attention(q, k, v);
-        backend.matmul(q.reshape([256, 128]), k.reshape([256, 128]), { transposeB: true });
+        backend.matmul(q.reshape([256, 32]), k.reshape([256, 32]), { transposeB: true });
         backend.cast(backend.swiglu(q, k), "f32");
       }),
     )
     .catch((error) => complaints.push(String(error)));
-  return { tier: backend.tier, kernels, complaints };
+  return { kernels, complaints };
 }
 
 /** A device's limits as a plain object. */
@@ -495,43 +536,54 @@ export async function narrowProblems({ seed }: { seed: number }): Promise<Record
 }
 
 /**
- * The tier `shader-f16` on a device that has it not, its kernels rewritten: routed attention in f16, against the CPU. Says which
- * kernels ran.
+ * The tier `shader-f16`, or if `wide` the last one, on a device that has it not, its kernels rewritten: attention in f16 and its gradients,
+ * against the CPU, and if `wide` a part of the conformance suite. Says which kernels ran.
  */
-export async function emulatedF16({
-  seed,
-}: {
-  seed: number;
-}): Promise<{ tier: Tier; differences: Record<string, number>; kernels: string[] }> {
+export async function emulated({ seed, wide }: { seed: number; wide: boolean }): Promise<{
+  tier: Tier;
+  differences: Record<string, number>;
+  kernels: string[];
+  report: ConformanceReport | undefined;
+}> {
   const { compare, differences } = comparing(seed);
   const { device, complaints } = await watchedDevice({ tier: "subgroups", limits: "adapter" });
   Object.defineProperty(device, "features", { value: { has: () => true } });
+  if (wide) pretend(device, WIDE_ADAPTER_INFO);
   const kernels: string[] = [];
   const create = device.createShaderModule.bind(device);
-  device.createShaderModule = (descriptor) => {
-    kernels.push(descriptor.label ?? "");
-    return create({ ...descriptor, code: emulate(descriptor.code) });
+  device.createShaderModule = ({ label = "", code }) => {
+    kernels.push(label);
+    return create({ label, code: wide ? emulateWide(emulateF16(code), label) : emulateF16(code) });
   };
   const backend = new WebGpuBackend(device);
-  const options = { blockSize: 40, topK: 3, cuSeqlens: [0, 60, 150] };
+  const cuSeqlens = [0, 60, 150];
+  const [T, d] = [150, wide ? 64 : 16];
   const shapes = [
-    [150, 4, 16],
-    [150, 2, 16],
-    [150, 2, 16],
+    [T, 4, d],
+    [T, 2, d],
+    [T, 2, d],
+    [T, 4, d],
   ];
+  const inF16 = (each: Backend, tensors: Tensor[]) => tensors.map((tensor) => each.cast(tensor, "f16"));
+  const inF32 = (each: Backend, tensors: Tensor[]) => tensors.map((tensor) => each.cast(tensor, "f32"));
   await compare("routed attention", backend, shapes, (each, tensors) => {
-    const [q, k, v] = tensors.map((tensor) => each.cast(tensor, "f16"));
-    const { out, lse } = each.moba(q, k, v, options);
-    return [each.cast(out, "f32"), lse];
+    const [q, k, v, dOut] = inF16(each, tensors);
+    const { out, lse, routing } = each.moba(q, k, v, { blockSize: 40, topK: 3, cuSeqlens });
+    const { dq, dk, dv } = each.attendBackward(dOut, q, k, v, out, lse, routing);
+    return inF32(each, [out, lse, dq, dk, dv]);
   });
   await compare("attention", backend, shapes, (each, tensors) => {
-    const [q, k, v] = tensors.map((tensor) => each.cast(tensor, "f16"));
-    return [each.cast(each.attention(q, k, v, { cuSeqlens: options.cuSeqlens }).out, "f32")];
+    const [q, k, v, dOut] = inF16(each, tensors);
+    const { out, lse } = each.attention(q, k, v, { cuSeqlens });
+    const { dq, dk, dv } = each.attentionBackward(dOut, q, k, v, out, lse, { cuSeqlens });
+    return inF32(each, [out, lse, dq, dk, dv]);
   });
+  const options: ConformanceOptions = { seed, dtypes: ["f16"], only: ["attend", "nonFinite"] };
+  const report = wide ? await runConformance(backend, options) : undefined;
   const { tier } = backend;
   backend.dispose();
   for (const complaint of complaints) differences[complaint] = Infinity;
-  return { tier, differences, kernels };
+  return { tier, differences, kernels, report };
 }
 
 /** Compiling ahead: what progress says, and how long the first real call takes after it, as pipelines made since. */
