@@ -6,9 +6,13 @@
  *   node tools/peers/webgpu.mjs --peer PEER [--sizes 2048,16384] [--tier plain] [--dtype f32] [--repeats 7] [--json FILE]
  *
  * One sequence, causal, H = 16, d = 64, B = 128, k = 8, float32 unless told otherwise. onnxruntime runs a chain of
- * com.microsoft.MultiHeadAttention nodes; 9 nodes against 1, so that transfers and calls cancel. Times are medians; ratios are
- * onnxruntime's time divided by moba-js's. Results of moba-js are checked on sampled rows, against a direct computation in
+ * com.microsoft.MultiHeadAttention nodes, a long one against one of one node, so that transfers and calls cancel; moba-js runs as many
+ * calls in one submission as the chains differ by. The two sides take turns, and times are medians over the turns, which are fewer where one
+ * takes long; ratios are onnxruntime's time divided by moba-js's. Results of moba-js are checked on sampled rows, against a direct computation in
  * float64, before they are timed; how far onnxruntime's output is from that is shown.
+ *
+ * A GPU's clock wanders when nothing holds it. Before each case a fixed multiplication of matrices, the probe, runs until its times are
+ * steady; it runs again in every turn, and the last column has its lowest and highest rate: where they differ much, so do the times.
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -35,9 +39,17 @@ const sizes = options.sizes.split(",").map(Number);
 const [heads, dim, blockSize, topK, repeats] = ["heads", "dim", "block", "topk", "repeats"].map((name) =>
   Number(options[name]),
 );
-const CHAIN = 9;
-const WARM_RUNS = 2;
-const WARM_MILLISECONDS = 500;
+/** Nodes of the long chain: for few tokens many, so that they outweigh what differs from call to call. */
+const chainOf = (tokens) => (tokens > 16384 ? 3 : 9);
+/** Probes have to agree for so long, within this part, before a case begins; but it waits no longer than the last. */
+const STEADY_MILLISECONDS = 300;
+const STEADY = 0.03;
+const MOST_MILLISECONDS = 5000;
+/** Of a case whose turns take long there are fewer than asked for: none begins after so long, but for the first few. */
+const MOST_TURN_MILLISECONDS = 6000;
+const LEAST_TURNS = 3;
+/** Dense backward is not measured for more tokens. */
+const MOST_DENSE_BACKWARD = 16384;
 
 // ---- the peer -----------------------------------------------------------------------------------------------------
 
@@ -76,18 +88,18 @@ function chainModel(nodes, tokens) {
         [2, shape],
       ]),
     ],
-  ]); // prettier-ignore
+  ]);
   const value = (name) =>
     message([
       [1, name],
       [2, type],
-    ]); // prettier-ignore
+    ]);
   const attribute = (name, i) =>
     message([
       [1, name],
       [3, i],
       [20, INT],
-    ]); // prettier-ignore
+    ]);
   const node = (i) =>
     message([
       [1, i === 0 ? "q" : `x${i}`],
@@ -114,65 +126,87 @@ function chainModel(nodes, tokens) {
         [1, ""],
         [2, 21],
       ]),
-    ], // prettier-ignore
+    ],
     [
       8,
       message([
         [1, "com.microsoft"],
         [2, 1],
       ]),
-    ], // prettier-ignore
+    ],
   ]);
 }
 
-/** onnxruntime's milliseconds for one layer, and its output. */
-async function peerAttention(ort, tokens, { q, k, v }) {
+/** onnxruntime's attention: its output, and milliseconds of the long chain less those of the short one, a node. */
+async function openPeer(ort, tokens, { q, k, v }) {
   const tensor = (data) => new ort.Tensor("float32", data, [1, tokens, heads * dim]);
   const feeds = { q: tensor(q), k: tensor(k), v: tensor(v) };
+  const chain = chainOf(tokens);
   const sessions = await Promise.all(
-    [1, CHAIN].map((nodes) =>
+    [1, chain].map((nodes) =>
       ort.InferenceSession.create(chainModel(nodes, tokens), {
         executionProviders: ["webgpu"],
         logSeverityLevel: 3,
       }),
     ),
   );
-  const once = async (session) => {
+  const millisecondsOf = async (session) => {
     const start = performance.now();
-    const { out } = await session.run(feeds);
-    return { milliseconds: performance.now() - start, out };
+    await session.run(feeds);
+    return performance.now() - start;
   };
-  const { out } = await once(sessions[0]);
-  const [short, long] = [[], []];
-  for (let i = -WARM_RUNS; i < repeats; i++) {
-    const times = [await once(sessions[0]), await once(sessions[1])].map(({ milliseconds }) => milliseconds);
-    if (i < 0) continue;
-    short.push(times[0]);
-    long.push(times[1]);
-  }
-  for (const session of sessions) await session.release();
-  return { milliseconds: (median(long) - median(short)) / (CHAIN - 1), out: out.data };
+  return {
+    out: async () => (await sessions[0].run(feeds)).out.data,
+    time: async () => {
+      const short = await millisecondsOf(sessions[0]);
+      return ((await millisecondsOf(sessions[1])) - short) / (chain - 1);
+    },
+    close: async () => {
+      for (const session of sessions) await session.release();
+    },
+  };
 }
 
 // ---- this library -------------------------------------------------------------------------------------------------
 
 const median = (list) => list.toSorted((a, b) => a - b)[Math.floor(list.length / 2)];
 
-/** Device milliseconds, median. Warms up for so long that a GPU that has been idle is back at its full clock. */
-async function measure(backend, run) {
-  const once = () => backend.time(() => backend.scope(() => void run()));
-  const start = performance.now();
-  for (let i = 0; i < WARM_RUNS || performance.now() - start < WARM_MILLISECONDS; i++) await once();
-  const samples = [];
-  for (let i = 0; i < repeats; i++) samples.push(await once());
-  return median(samples);
+/** Device milliseconds of one of so many calls in one submission. */
+async function timeOf(run, calls) {
+  const milliseconds = await backend.time(() => {
+    for (let i = 0; i < calls; i++) backend.scope(() => void run());
+  });
+  return milliseconds / calls;
 }
 
-const gaussians = (count) =>
-  Float32Array.from(
-    { length: count },
-    () => Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random()),
-  );
+const PROBE = 2048;
+
+/** A fixed work that shows the clock: the multiplication of two matrices, its rate in TFLOP/s. */
+function openProbe() {
+  const matrix = () => backend.tensor(randoms(PROBE * PROBE), [PROBE, PROBE]);
+  const [a, b] = [matrix(), matrix()];
+  return async () => (2 * PROBE ** 3) / (await timeOf(() => backend.matmul(a, b), 1)) / 1e9;
+}
+
+/** Runs the probe until its rate is steady. */
+async function steady(probe) {
+  const start = performance.now();
+  let probes = [];
+  while (performance.now() - start < MOST_MILLISECONDS) {
+    const rate = await probe();
+    const now = performance.now();
+    if (probes.some((other) => Math.abs(other.rate - rate) > STEADY * rate)) probes = [];
+    probes.push({ rate, now });
+    if (now - probes[0].now > STEADY_MILLISECONDS) return;
+  }
+}
+
+/** Independent, of mean 0 and variance 1. */
+const randoms = (count) => {
+  const values = new Float32Array(count);
+  for (let i = 0; i < count; i++) values[i] = Math.sqrt(12) * (Math.random() - 0.5);
+  return values;
+};
 
 const relativeError = (actual, expected) => {
   let [difference, norm] = [0, 0];
@@ -188,8 +222,9 @@ function rowsByHand({ q, k, v }, rows, keysOf) {
   return rows.flatMap(([token, head]) => {
     const keys = keysOf(token, head).filter((key) => key <= token);
     const row = (x, t) => x.subarray((t * heads + head) * dim, (t * heads + head + 1) * dim);
+    const query = row(q, token);
     const scores = keys.map(
-      (key) => row(k, key).reduce((sum, y, c) => sum + y * row(q, token)[c], 0) / Math.sqrt(dim),
+      (key) => row(k, key).reduce((sum, y, c) => sum + y * query[c], 0) / Math.sqrt(dim),
     );
     const most = scores.reduce((a, b) => Math.max(a, b));
     const weights = scores.map((score) => Math.exp(score - most));
@@ -237,27 +272,32 @@ if (ort) {
   );
   console.log(`onnxruntime-node ${version}, webgpu`);
 }
+const probe = openProbe();
 const bound = options.dtype === "f32" ? 1e-4 : 2e-2;
+const longest = Object.fromEntries(
+  ["q", "k", "v", "dOut"].map((name) => [name, randoms(Math.max(...sizes) * heads * dim)]),
+);
 const results = [];
+const time = (x) => (x === undefined ? "–" : x.toFixed(2)).padStart(9);
+const ratio = (a, b) => (a === undefined || b === undefined ? "–" : (a / b).toFixed(2)).padStart(7);
+console.log(
+  "      N ort dense     dense   ratio      MoBA   ratio  = route + attend   MoBA bwd    /fwd dense bwd    /fwd    error ort error turns  TFLOP/s",
+);
 for (const tokens of sizes) {
-  const host = {
-    q: gaussians(tokens * heads * dim),
-    k: gaussians(tokens * heads * dim),
-    v: gaussians(tokens * heads * dim),
-  };
-  const [q, k, v, dOut] = [host.q, host.k, host.v, gaussians(tokens * heads * dim)].map((data) =>
+  const host = Object.fromEntries(
+    Object.entries(longest).map(([name, data]) => [name, data.subarray(0, tokens * heads * dim)]),
+  );
+  const [q, k, v, dOut] = [host.q, host.k, host.v, host.dOut].map((data) =>
     backend.tensor(data, [tokens, heads, dim], options.dtype),
   );
   const result = { tokens };
-  const peer =
-    ort && tokens <= Number(options["peer-most"]) ? await peerAttention(ort, tokens, host) : undefined;
-  if (peer) result.peer = peer.milliseconds;
+  const peer = ort && tokens <= Number(options["peer-most"]) ? await openPeer(ort, tokens, host) : undefined;
 
   const dense = backend.attention(q, k, v);
   const moba = backend.moba(q, k, v, { blockSize, topK });
   const rows = Array.from({ length: 16 }, () => [tokens, heads].map((n) => Math.floor(Math.random() * n)));
   const expected = rowsByHand(host, rows, allKeys);
-  if (peer) result.peerError = relativeError(sample(peer.out, rows), expected);
+  if (peer) result.peerError = relativeError(sample(await peer.out(), rows), expected);
   result.denseError = relativeError(sample(await dense.out.values(), rows), expected);
   const chosen = rowsByHand(host, rows, routedKeys(await moba.routing.indices.data(), tokens));
   result.mobaError = relativeError(sample(await moba.out.values(), rows), chosen);
@@ -267,37 +307,47 @@ for (const tokens of sizes) {
     continue;
   }
 
-  result.dense = await measure(backend, () => backend.attention(q, k, v));
-  result.route = await measure(backend, () => backend.route(q, k, { blockSize, topK }));
-  result.attend = await measure(backend, () => backend.attend(q, k, v, moba.routing));
-  result.moba = await measure(backend, () => backend.moba(q, k, v, { blockSize, topK }));
-  result.mobaBackward = await measure(backend, () =>
-    backend.attendBackward(dOut, q, k, v, moba.out, moba.lse, moba.routing),
-  );
-  if (tokens <= 16384) {
-    result.denseBackward = await measure(backend, () =>
-      backend.attentionBackward(dOut, q, k, v, dense.out, dense.lse),
-    );
-  }
+  const runs = {
+    dense: () => backend.attention(q, k, v),
+    route: () => backend.route(q, k, { blockSize, topK }),
+    attend: () => backend.attend(q, k, v, moba.routing),
+    moba: () => backend.moba(q, k, v, { blockSize, topK }),
+    mobaBackward: () => backend.attendBackward(dOut, q, k, v, moba.out, moba.lse, moba.routing),
+    ...(tokens <= MOST_DENSE_BACKWARD && {
+      denseBackward: () => backend.attentionBackward(dOut, q, k, v, dense.out, dense.lse),
+    }),
+  };
+  const measure = async () => {
+    const times = { rate: await probe() };
+    for (const [name, run] of Object.entries(runs)) times[name] = await timeOf(run, chainOf(tokens) - 1);
+    if (peer) times.peer = await peer.time();
+    return times;
+  };
+  await measure(); // for compiling and allocating
+  await steady(probe);
+  const turns = [];
+  const end = performance.now() + MOST_TURN_MILLISECONDS;
+  const isMore = () => turns.length < repeats && (turns.length < LEAST_TURNS || performance.now() < end);
+  while (isMore()) turns.push(await measure());
+  await peer?.close();
+  for (const name of Object.keys(turns[0])) result[name] = median(turns.map((times) => times[name]));
+  result.rates = turns.map(({ rate }) => rate);
   results.push(result);
   for (const tensor of [q, k, v, dOut, dense.out, dense.lse, moba.out, moba.lse, moba.routing])
     tensor.dispose();
-  const time = (x) => (x === undefined ? "–" : x.toFixed(2)).padStart(9);
-  const ratio = (a, b) => (a === undefined || b === undefined ? "–" : (a / b).toFixed(2)).padStart(7);
-  if (results.length === 1) {
-    console.log(
-      "      N   ort dense  dense    ratio    MoBA    ratio   (route,  attend)  MoBA bwd   /fwd  dense bwd   /fwd   error   ort error",
-    );
-  }
   console.log(
     `${String(tokens).padStart(7)} ${time(result.peer)} ${time(result.dense)} ${ratio(result.peer, result.dense)} ` +
       `${time(result.moba)} ${ratio(result.peer, result.moba)} ${time(result.route)} ${time(result.attend)} ` +
       `${time(result.mobaBackward)} ${ratio(result.mobaBackward, result.moba)} ` +
       `${time(result.denseBackward)} ${ratio(result.denseBackward, result.dense)}  ` +
-      `${Math.max(result.mobaError, result.denseError).toExponential(1)}  ${result.peerError?.toExponential(1) ?? "–"}`,
+      `${Math.max(result.mobaError, result.denseError).toExponential(1)}   ${result.peerError?.toExponential(1) ?? "      –"} ` +
+      `${String(turns.length).padStart(5)}  ${Math.min(...result.rates).toFixed(1)}–${Math.max(...result.rates).toFixed(1)}`,
   );
+  if (options.json)
+    writeFileSync(
+      options.json,
+      JSON.stringify({ device: backend.device, ...options, results }, undefined, 2),
+    );
 }
-if (options.json)
-  writeFileSync(options.json, JSON.stringify({ device: backend.device, ...options, results }, undefined, 2));
 backend.dispose();
 process.exit();
