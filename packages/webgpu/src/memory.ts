@@ -53,7 +53,7 @@ export class PooledBuffer implements Storage {
  * use it wait in a queue: the queue runs in order.
  */
 export class BufferPool {
-  readonly #kept = new Map<number, GPUBuffer[]>();
+  readonly #kept = new Map<number, PooledBuffer[]>();
   #usedBytes = 0;
   #keptBytes = 0;
   #peakBytes = 0;
@@ -85,18 +85,19 @@ export class BufferPool {
         `no memory for ${bytes} bytes: a buffer holds ${this.maxBufferSize} at most`,
       );
     }
-    let buffer = this.#kept.get(size)?.pop();
-    if (buffer) this.#keptBytes -= size;
-    else {
-      buffer = this.makeBuffer(size);
-      this.#buffersMade += 1;
-    }
+    const kept = this.#kept.get(size)?.pop();
+    const buffer = kept?.buffer ?? this.makeBuffer(size);
+    if (kept) this.#keptBytes -= size;
+    else this.#buffersMade += 1;
     this.#usedBytes += size;
     this.#peakBytes = Math.max(this.#peakBytes, this.#usedBytes + this.#keptBytes);
-    return new PooledBuffer(buffer, bytes, (piece) => this.#give(piece));
+    const piece = new PooledBuffer(buffer, bytes, (freed) => this.#give(freed));
+    if (kept) piece.lastUse = kept.lastUse; // by commands that may still wait
+    return piece;
   }
 
-  #give({ buffer }: PooledBuffer): void {
+  #give(piece: PooledBuffer): void {
+    const { buffer } = piece;
     const { size } = buffer;
     this.#usedBytes -= size;
     if (this.#closed) {
@@ -109,8 +110,8 @@ export class BufferPool {
     }
     while (this.#keptBytes + size > this.maxKeptBytes) this.#dropLargest();
     const kept = this.#kept.get(size);
-    if (kept) kept.push(buffer);
-    else this.#kept.set(size, [buffer]);
+    if (kept) kept.push(piece);
+    else this.#kept.set(size, [piece]);
     this.#keptBytes += size;
   }
 
@@ -118,10 +119,10 @@ export class BufferPool {
     const largest = Math.max(
       ...[...this.#kept].filter(([, buffers]) => buffers.length > 0).map(([size]) => size),
     );
-    const buffer = this.#kept.get(largest)?.pop();
-    if (!buffer) return;
+    const kept = this.#kept.get(largest)?.pop();
+    if (!kept) return;
     this.#keptBytes -= largest;
-    this.destroyLater(buffer);
+    this.destroyLater(kept.buffer);
   }
 
   /** What the pool holds. */
@@ -137,7 +138,7 @@ export class BufferPool {
   /** Destroys the kept buffers now, and each other one when it is freed. */
   close(): void {
     this.#closed = true;
-    for (const buffers of this.#kept.values()) for (const buffer of buffers) buffer.destroy();
+    for (const pieces of this.#kept.values()) for (const { buffer } of pieces) buffer.destroy();
     this.#kept.clear();
     this.#keptBytes = 0;
   }

@@ -116,6 +116,13 @@ describe.skipIf(nodeLacks)("in Node", { timeout: 600_000 }, async () => {
     expect(complaints).toEqual([]);
   });
 
+  it("fills a buffer after the kernels that wait and still use it", async () => {
+    const lengths = [64, 4096, 100_000];
+    const { values, buffersMade } = await run("reusedBuffers", { lengths });
+    expect(buffersMade).toEqual([0, 0, 0]); // the freed ones are taken
+    expect(values).toEqual(lengths.map(() => [7, 7]));
+  });
+
   it("compiles ahead", async () => {
     const { progress, made, value } = await run("compiling", undefined);
     expect(progress).toEqual([

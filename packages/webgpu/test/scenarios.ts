@@ -232,6 +232,33 @@ export async function twoBackends(): Promise<{ results: number[][]; failure: str
   return { results, failure, complaints };
 }
 
+/**
+ * The values of tensors that are made where a result that nobody reads was freed, its kernel still waiting: first and last, for
+ * each length. Each should be 7.
+ */
+export async function reusedBuffers({
+  lengths,
+}: {
+  lengths: readonly number[];
+}): Promise<{ values: number[][]; buffersMade: number[] }> {
+  const backend = await openWebGpu({ tier: "plain" });
+  const values: number[][] = [];
+  const buffersMade: number[] = [];
+  for (const length of lengths) {
+    const x = backend.tensor(new Float32Array(length).fill(1), [length]);
+    await x.data();
+    backend.add(x, x).dispose();
+    const before = backend.poolReport().buffersMade;
+    const sevens = backend.tensor(new Float32Array(length).fill(7), [length]);
+    buffersMade.push(backend.poolReport().buffersMade - before);
+    const data = await sevens.data();
+    values.push([data[0], data[length - 1]]);
+    for (const tensor of [x, sevens]) tensor.dispose();
+  }
+  backend.dispose();
+  return { values, buffersMade };
+}
+
 /** Training of the model `tiny`: its losses on WebGPU and on the CPU, from the same weights and data. */
 export async function training({
   seed,
