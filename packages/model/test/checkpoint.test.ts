@@ -100,14 +100,14 @@ describe("a checkpoint", () => {
     ["model.safetensors.index.json", () => '{"weight_map": {"a": "../../etc/passwd"}}'],
     ["model.safetensors.index.json", () => "null"],
   ])("with a broken %s is refused with a FormatError", async (file, broken) => {
-    const { backend, saved } = await trainedModel(`broken-${Math.random()}`);
-    const { config } = await loadModel(backend, saved);
+    const { backend, trainer, saved } = await trainedModel(`broken-${Math.random()}`);
+    const model = await loadModel(backend, saved);
     const path = join(saved, file);
     writeFileSync(path, broken(file.includes("index") ? Buffer.alloc(0) : readFileSync(path)));
     const before = backend.memory().tensors;
     const load = async () => {
       (await loadModel(backend, saved)).dispose();
-      for (const { m, v } of (await loadMoments(backend, saved, config)).values()) {
+      for (const { m, v } of (await loadMoments(backend, saved, model.config)).values()) {
         m.dispose();
         v.dispose();
       }
@@ -115,6 +115,7 @@ describe("a checkpoint", () => {
     };
     await expect(load()).rejects.toThrow(FormatError);
     expect(backend.memory().tensors).toBe(before);
+    for (const held of [trainer.model, model]) held.dispose(); // until here, or the collector would free what was counted
   });
 
   it("of a model alone is written once, whole", async () => {
