@@ -1,10 +1,11 @@
 // Merging the partial outputs of routed attention: each query's row from those of its slots.
 #include "common/merge_rows.cuh"
+#include "common/query_rows.cuh"
 #include "common/warp.cuh"
 
 constexpr int THREADS = 256;
 
-// Rows are head-major: row number (head − first_head) · tokens + token − first_token.
+// Rows as query_rows.cuh has them.
 struct MergeArguments {
   const uint4* partial;      // [rows, slots, d], in accumulator order
   const float* partial_lse;  // [rows, slots], base 2
@@ -24,8 +25,7 @@ __device__ __forceinline__ void merge(const MergeArguments& a) {
   const long long quad = static_cast<long long>(blockIdx.x) * (THREADS / 4) + threadIdx.x / 4;
   const int row = static_cast<int>(min(quad / QUADS, static_cast<long long>(a.rows - 1)));
   const int piece = quad % QUADS * 4 + threadIdx.x % 4;
-  const int head = a.first_head + row / a.tokens, token = a.first_token + row % a.tokens;
-  const long long query = static_cast<long long>(token) * a.heads + head;
+  const long long query = query_of(a, row);
   const long long slot = static_cast<long long>(row) * a.slots;
   float log2_sum;
   const uint4 merged = merge_piece<T>(a.partial + slot * PIECES + piece, PIECES, a.partial_lse + slot,

@@ -1,6 +1,7 @@
 import type { AttendProblem, AttentionResult } from "@moba-js/tensor";
 import { Arguments, type Device, pointerOf } from "../../src/device.js";
 import { ceilDiv } from "../common/launch.js";
+import { PACKED_ROW_THREADS } from "../common/packed_rows.js";
 
 /**
  * Partial outputs, one for each slot of some rows. Rows are head-major: row number
@@ -29,8 +30,6 @@ export interface Suspects {
 const THREADS = 256;
 /** Elements that a thread merges where they are not packed. */
 const ELEMENTS = 8;
-/** Threads that merge a packed row. */
-const QUAD = 4;
 
 /**
  * Merges partial outputs of 2-byte elements: `out = Σ_s 2^(lse_s − L) · partial_s`, `L = log2 Σ_s 2^lse_s`,
@@ -60,6 +59,6 @@ export function merge(
     .bytes(new Uint8Array(0), 8);
   const file = packed ? "merge_packed" : "merge";
   const kernel = device.kernel(file, `${file}_${dtype}_d${headDim}`);
-  const threads = rows * (packed ? QUAD : headDim / ELEMENTS);
+  const threads = rows * (packed ? PACKED_ROW_THREADS : headDim / ELEMENTS);
   device.launch(kernel, [ceilDiv(threads, THREADS), 1, 1], THREADS, 0, args);
 }

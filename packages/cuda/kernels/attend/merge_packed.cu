@@ -2,13 +2,14 @@
 #include <cmath>
 
 #include "common/packed_rows.cuh"
+#include "common/query_rows.cuh"
 #include "common/softmax.cuh"
 #include "ptx/exp2.cuh"
 
 constexpr int THREADS = 256;
 constexpr int AT_ONCE = 4;  // rows on their way
 
-// Rows are head-major: row number (head − first_head) · tokens + token − first_token.
+// Rows as query_rows.cuh has them.
 struct MergeArguments {
   const void* partial;      // [rows, slots], packed rows of d
   const PackedNote* notes;  // [rows, slots]
@@ -27,8 +28,7 @@ __device__ __forceinline__ void merge(const MergeArguments& a) {
   constexpr int PARTS = D / 64;
   const int lane = threadIdx.x % 4, thread_row = blockIdx.x * (THREADS / 4) + threadIdx.x / 4;
   const int row = min(thread_row, a.rows - 1);
-  const int head = a.first_head + row / a.tokens, token = a.first_token + row % a.tokens;
-  const long long query = static_cast<long long>(token) * a.heads + head;
+  const long long query = query_of(a, row);
   const long long slot = static_cast<long long>(row) * a.slots;
   const int* indices = a.indices + query * a.slots;
 

@@ -3,7 +3,7 @@ import { type Device, pointerOf } from "../../src/device.js";
 import { ceilDiv } from "../common/launch.js";
 import { PACKED_NOTE_BYTES, packedRowBytes } from "../common/packed_rows.js";
 import { type BlockLists, invert } from "../route/invert.js";
-import { queryRanges } from "../route/ranges.js";
+import { longestSequence, queryRanges } from "../route/ranges.js";
 import { merge, type Suspects } from "./merge.js";
 
 /** Heads of some block lists, and room for the partial outputs of their slots. */
@@ -90,10 +90,7 @@ export function slotAttend(
   const rowBytes = kernel.packed ? packedRowBytes(headDim) : 2 * headDim;
   const noteBytes = kernel.packed ? PACKED_NOTE_BYTES : 4;
   const plan = planWaves(device, problem, rowBytes + noteBytes);
-  const longest = cuSeqlens.reduce(
-    (most, begin, s) => Math.max(most, (cuSeqlens[s + 1] ?? begin) - begin),
-    1,
-  );
+  const longest = longestSequence(cuSeqlens);
   const most = Math.min(plan.tokens, kernel.mostQueries?.(longest) ?? longest);
   for (const part of evenly(tokens, plan.tokens)) {
     const ranges = queryRanges(device, problem, { blockSize, causal, most, part });

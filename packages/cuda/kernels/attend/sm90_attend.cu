@@ -420,7 +420,7 @@ struct Attend {
       kernel.produce();                                                                                                \
     } else {                                                                                                           \
       asm volatile("setmaxnreg.inc.sync.aligned.u32 " #CONSUMER ";");                                                  \
-      kernel.consume(__shfl_sync(~0u, threadIdx.x / 128, 0));                                                                               \
+      kernel.consume(__shfl_sync(~0u, threadIdx.x / 128, 0));                                                          \
     }                                                                                                                  \
   }
 #define MOBA_ATTEND_BOTH(NAME, ...)                           \

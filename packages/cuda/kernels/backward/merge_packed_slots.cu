@@ -1,11 +1,12 @@
 // The gradient of queries from packed ones of their slots: dq = Σ partial over the used slots and the chunks of their blocks, in
 // order.
 #include "common/packed_rows.cuh"
+#include "common/query_rows.cuh"
 
 constexpr int THREADS = 256;
 constexpr int AT_ONCE = 4;  // rows on their way
 
-// Rows are head-major: row number (head − first_head) · tokens + token − first_token.
+// Rows as query_rows.cuh has them.
 struct MergeArguments {
   const void* partial;    // [rows, slots, chunks], packed rows of d
   const uint32_t* steps;  // [rows, slots, chunks]
@@ -21,8 +22,7 @@ __device__ __forceinline__ void merge_slots(const MergeArguments& a) {
   constexpr int PARTS = D / 64;
   const int lane = threadIdx.x % 4, thread_row = blockIdx.x * (THREADS / 4) + threadIdx.x / 4;
   const int row = min(thread_row, a.rows - 1);
-  const int head = a.first_head + row / a.tokens, token = a.first_token + row % a.tokens;
-  const long long query = static_cast<long long>(token) * a.heads + head;
+  const long long query = query_of(a, row);
   const int* indices = a.indices + query * a.slots;
   const int parts = a.slots * a.chunks;
   const long long first_part = static_cast<long long>(row) * parts;

@@ -2,12 +2,13 @@
 // order.
 #include "common/elements.cuh"
 #include "common/pairs.cuh"
+#include "common/query_rows.cuh"
 #include "common/warp.cuh"
 
 constexpr int THREADS = 256;
 constexpr int AT_ONCE = 8;  // loads on their way
 
-// Rows are head-major: row number (head − first_head) · tokens + token − first_token.
+// Rows as query_rows.cuh has them.
 struct MergeArguments {
   const uint4* partial;  // [rows, slots, chunks, d], in accumulator order (merge_rows.cuh)
   const int* indices;    // [T, H, slots]
@@ -23,8 +24,7 @@ __device__ __forceinline__ void merge_slots(const MergeArguments& a) {
   const long long quad = static_cast<long long>(blockIdx.x) * (THREADS / 4) + threadIdx.x / 4;
   const int row = static_cast<int>(min(quad / QUADS, static_cast<long long>(a.rows - 1)));
   const int piece = quad % QUADS * 4 + threadIdx.x % 4;
-  const int head = a.first_head + row / a.tokens, token = a.first_token + row % a.tokens;
-  const long long query = static_cast<long long>(token) * a.heads + head;
+  const long long query = query_of(a, row);
   const int* indices = a.indices + query * a.slots;
   const int parts = a.slots * a.chunks;
   const uint4* partial = a.partial + static_cast<long long>(row) * parts * PIECES + piece;

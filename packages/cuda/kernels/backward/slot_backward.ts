@@ -3,7 +3,7 @@ import { type Arguments, type Device, pointerOf } from "../../src/device.js";
 import { ceilDiv } from "../common/launch.js";
 import { PACKED_STEP_BYTES, packedRowBytes } from "../common/packed_rows.js";
 import { type BlockLists, invert } from "../route/invert.js";
-import { queryRanges, type Ranges } from "../route/ranges.js";
+import { longestSequence, queryRanges, type Ranges } from "../route/ranges.js";
 import { type CutLists, cutLists } from "./cut_lists.js";
 import { computeRowTerms } from "./row_terms.js";
 import { mergeSlots, sumPieces } from "./slot_sums.js";
@@ -226,11 +226,7 @@ export function slotAttendBackward(
   const indices = pointerOf(routing.indices);
   const slots = routing.indices.shape[2];
   const group = heads / kvHeads;
-  const longest = cuSeqlensK.reduce(
-    (most, begin, s) => Math.max(most, (cuSeqlensK[s + 1] ?? begin) - begin),
-    1,
-  );
-  const blockKeys = Math.min(blockSize, longest);
+  const blockKeys = Math.min(blockSize, longestSequence(cuSeqlensK));
   const chunkCount = ceilDiv(blockKeys, MOST_KEYS);
   const chunks = { keys: ceilDiv(blockKeys, chunkCount), chunks: chunkCount };
   using terms = device.scratch(8 * tokens * heads);

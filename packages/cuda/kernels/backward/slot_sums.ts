@@ -1,6 +1,7 @@
 import type { AttendBackwardProblem, AttentionGradients } from "@moba-js/tensor";
 import { Arguments, type Device, pointerOf } from "../../src/device.js";
 import { ceilDiv } from "../common/launch.js";
+import { PACKED_ROW_THREADS } from "../common/packed_rows.js";
 import type { BackwardWave } from "./slot_backward.js";
 
 const PIECE_THREADS = 128;
@@ -57,6 +58,6 @@ export function mergeSlots(
     .bytes(new Uint8Array(0), 8);
   const file = wave.packed ? "merge_packed_slots" : "merge_slots";
   const kernel = device.kernel(file, `${file}_${dtype}_d${headDim}`);
-  const rowThreads = wave.packed ? 4 : headDim / 8;
+  const rowThreads = wave.packed ? PACKED_ROW_THREADS : headDim / 8;
   device.launch(kernel, [ceilDiv(rows * rowThreads, MERGE_THREADS), 1, 1], MERGE_THREADS, 0, args);
 }

@@ -1,6 +1,7 @@
 // Rows of slots in 10 bits an element instead of bf16's 16: each 64 columns of a row are multiples of a step of their own.
-// A row of 128 takes 160 bytes instead of 256, one of 64 takes 96 instead of 128. An element's error is at most 2^-10 of the
-// largest magnitude among its 64 columns; the mean error of a row is about that of bf16.
+// A row of 128 takes 160 bytes instead of 256, one of 64 takes 96 instead of 128. An element's error is at most 0.001 of the
+// largest magnitude among its 64 columns; the mean error of columns that are alike in size is that of bf16. Rows beyond 8e37
+// come out of a sum as NaN.
 //
 // Lanes of a quad hold columns as matrix products leave them: lane l, of 64 columns, has 8j + 2l + {0, 1}, j = 0 … 7, as values
 // 2j + {0, 1}. They take five words of a lane: 8 pairs of 10 + 10 bits, of which three are spread over the spare bits of the

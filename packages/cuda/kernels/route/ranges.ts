@@ -31,6 +31,10 @@ export interface RangeOptions {
   readonly part?: readonly [begin: number, end: number];
 }
 
+/** Tokens of the longest sequence; 1 where there are none. */
+export const longestSequence = (cuSeqlens: CuSeqlens): number =>
+  cuSeqlens.reduce((most, begin, s) => Math.max(most, (cuSeqlens[s + 1] ?? begin) - begin), 1);
+
 /** Lists ranges of queries. A range lies in one sequence, and sees all of that sequence's keys. */
 export function queryRanges(
   device: Device,
