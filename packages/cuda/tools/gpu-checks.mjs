@@ -188,6 +188,35 @@ const checks = {
     await decodePaged({ heads: 2, kvHeads: 2, headDim: 64, topK: 70, longestPrompt: 4000, steps: 6 });
   },
 
+  async "scores far apart are attended as by the plain kernels"() {
+    const [best, plain] = [await open(), await open({ path: "plain" })];
+    const [tokens, heads, topK] = [1500, 2, 4];
+    for (const [headDim, blockSize, factor] of [64, 128].flatMap((d) =>
+      [64, 128].flatMap((B) => [1, 20, 300].map((factor) => [d, B, factor])),
+    )) {
+      const shape = [tokens, heads, headDim];
+      const normal = () =>
+        Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
+      const [q, k, v] = [factor, 1, 1].map((f) =>
+        Float32Array.from({ length: tokens * heads * headDim }, () => f * normal()),
+      );
+      const inputs = (cuda) => [q, k, v].map((x) => cuda.tensor(x, shape, "bf16"));
+      const actual = best.moba(...inputs(best), { blockSize, topK });
+      const { indices } = actual.routing;
+      const routing = plain.createRouting(await indices.data(), indices.shape, { blockSize, causal: true });
+      const expected = plain.attend(...inputs(plain), routing);
+      const [out, lse] = [await actual.out.values(), await actual.lse.values()];
+      const [wantedOut, wantedLse] = [await expected.out.values(), await expected.lse.values()];
+      const norm = (x) => Math.sqrt(x.reduce((sum, y) => sum + y * y, 0));
+      const apart = norm(out.map((x, i) => x - wantedOut[i])) / norm(wantedOut);
+      const lseApart = Math.max(
+        ...lse.map((x, i) => Math.abs(x - wantedLse[i]) / (1 + Math.abs(wantedLse[i]))),
+      );
+      const what = `d ${headDim}, B ${blockSize}, queries times ${factor}: ${apart}, lse ${lseApart} apart`;
+      assert.ok(apart < 5e-3 && lseApart < 1e-5, what);
+    }
+  },
+
   async "a read does not block the event loop, and reads what was there before later work"() {
     const { device, spin, addOne } = openDevice();
     const storage = device.storage(4);

@@ -1,7 +1,6 @@
 import type { AttendProblem, AttentionResult } from "@moba-js/tensor";
 import { Arguments, type Device, pointerOf } from "../../src/device.js";
 import { ceilDiv } from "../common/launch.js";
-import { PACKED_ROW_THREADS } from "../common/packed_rows.js";
 
 /**
  * Partial outputs, one for each slot of some rows. Rows are head-major: row number
@@ -11,7 +10,6 @@ export interface PartialOutputs {
   /** Addresses of `[rows, slots]`: rows of d elements, and what is noted of each, as `SlotKernel.packed` says. */
   readonly partial: number;
   readonly notes: number;
-  readonly packed: boolean;
   readonly firstHead: number;
   readonly firstToken: number;
   readonly tokens: number;
@@ -28,7 +26,7 @@ export interface Suspects {
 }
 
 const THREADS = 256;
-/** Elements that a thread merges where they are not packed. */
+/** Elements that a thread merges. */
 const ELEMENTS = 8;
 
 /**
@@ -39,10 +37,22 @@ export function merge(
   device: Device,
   { dtype, heads, headDim, routing }: AttendProblem,
   partials: PartialOutputs,
-  { out, lse }: AttentionResult,
+  outputs: AttentionResult,
 ): void {
-  const { partial, notes, packed, firstHead, firstToken, tokens, rows, suspects } = partials;
-  const args = new Arguments()
+  const threads = (partials.rows * headDim) / ELEMENTS;
+  const kernel = device.kernel("merge", `merge_${dtype}_d${headDim}`);
+  const args = mergeArguments(heads, routing, partials, outputs);
+  device.launch(kernel, [ceilDiv(threads, THREADS), 1, 1], THREADS, 0, args);
+}
+
+/** The `MergeArguments` of merge.cu and merge_packed.cu. */
+export function mergeArguments(
+  heads: number,
+  routing: AttendProblem["routing"],
+  { partial, notes, firstHead, firstToken, tokens, rows, suspects }: PartialOutputs,
+  { out, lse }: AttentionResult,
+): Arguments {
+  return new Arguments()
     .pointer(partial)
     .pointer(notes)
     .pointer(pointerOf(routing.indices))
@@ -57,8 +67,4 @@ export function merge(
     .int(tokens)
     .int(rows)
     .bytes(new Uint8Array(0), 8);
-  const file = packed ? "merge_packed" : "merge";
-  const kernel = device.kernel(file, `${file}_${dtype}_d${headDim}`);
-  const threads = rows * (packed ? PACKED_ROW_THREADS : headDim / ELEMENTS);
-  device.launch(kernel, [ceilDiv(threads, THREADS), 1, 1], THREADS, 0, args);
 }

@@ -1,84 +1,171 @@
 // Merging packed partial outputs of routed attention: each query's row from those of its slots.
+//
+// Persistent. Each warp takes 8 rows at a time, a quad of lanes one of them, and copies the next rows' slots, 8 at a time, to
+// shared memory meanwhile: what is on its way takes no registers. All heads of a token follow each other, so that what is
+// written lies together.
 #include <cmath>
 
 #include "common/packed_rows.cuh"
 #include "common/query_rows.cuh"
+#include "common/shared.cuh"
 #include "common/softmax.cuh"
+#include "ptx/cp_async.cuh"
 #include "ptx/exp2.cuh"
+#include "ptx/mbarrier.cuh"
 
-constexpr int THREADS = 256;
-constexpr int AT_ONCE = 4;  // rows on their way
+constexpr int WARPS = 4;
+constexpr int STAGES = 2;  // of a warp
+constexpr int ROWS = 8, SLOTS = 8;  // of a stage
 
 // Rows as query_rows.cuh has them.
 struct MergeArguments {
-  const void* partial;      // [rows, slots], packed rows of d
-  const PackedNote* notes;  // [rows, slots]
-  const int* indices;       // [T, H, slots]
-  void* out;                // [T, H, d]
-  float* lse;               // [T, H], natural
-  int* suspect_count;       // zero
-  int* suspects;            // rows token · H + head that came out not finite
+  const unsigned char* partial;  // [rows, slots], packed rows of d
+  const PackedNote* notes;       // [rows, slots], unless rows have theirs
+  const int* indices;            // [T, H, slots]
+  void* out;                     // [T, H, d]
+  float* lse;                    // [T, H], natural
+  int* suspect_count;            // zero
+  int* suspects;                 // rows token · H + head that came out not finite
   int heads, slots, first_head, first_token, tokens;
   int rows;
 };
 
-// A quad of lanes takes a row.
 template <int D>
-__device__ __forceinline__ void merge(const MergeArguments& a) {
-  constexpr int PARTS = D / 64;
-  const int lane = threadIdx.x % 4, thread_row = blockIdx.x * (THREADS / 4) + threadIdx.x / 4;
-  const int row = min(thread_row, a.rows - 1);
-  const long long query = query_of(a, row);
-  const long long slot = static_cast<long long>(row) * a.slots;
-  const int* indices = a.indices + query * a.slots;
+struct Merge {
+  using Row = packed::Row<D>;
+  static constexpr int PARTS = D / 64, PIECES = Row::BYTES / 16;
 
-  float max = -INFINITY;
-  for (int i = 0; i < a.slots; i++) {
-    if (__ldg(indices + i) >= 0) max = fmaxf(max, __ldg(&a.notes[slot + i].lse));
+  struct Stage {
+    unsigned char rows[ROWS][SLOTS * Row::BYTES + 64];  // neighbours in different banks
+    PackedNote notes[packed::NOTED<D> ? 1 : ROWS][SLOTS];
+    int indices[ROWS][SLOTS];
+  };
+
+  const MergeArguments& a;
+  Stage* stages;
+  int lane, chunks, heads;
+
+  __device__ explicit Merge(const MergeArguments& arguments) : a(arguments) {
+    stages = reinterpret_cast<Stage*>(sharedMemory) + threadIdx.x / 32 * STAGES;
+    lane = threadIdx.x % 32;
+    chunks = (a.slots + SLOTS - 1) / SLOTS;
+    heads = a.rows / a.tokens;
   }
-  const float shift = shift_of(max);
-  float sum = 0;
-  packed::Sum out[PARTS];
-  for (int first = 0; first < a.slots; first += AT_ONCE) {
-    packed::Row<D> rows[AT_ONCE];
-    uint2 notes[AT_ONCE];
+
+  // The row that comes at this place, or the last one.
+  __device__ int row_at(int place) const {
+    place = min(place, a.rows - 1);
+    return place % heads * a.tokens + place / heads;
+  }
+
+  // Starts to copy the SLOTS slots `chunk` of the 8 rows from a place on.
+  __device__ void load(Stage& stage, int first, int chunk) const {
+    const int first_slot = chunk * SLOTS, slots = min(SLOTS, a.slots - first_slot);
 #pragma unroll
-    for (int u = 0; u < AT_ONCE; u++) {
-      const bool used = first + u < a.slots && __ldg(indices + first + u) >= 0;
-      notes[u] = make_uint2(__float_as_uint(-INFINITY), 0);
-      if (!used) continue;
-      notes[u] = __ldg(reinterpret_cast<const uint2*>(a.notes) + slot + first + u);
-      rows[u].load(a.partial, slot + first + u);
+    for (int r = 0; r < ROWS; r++) {
+      const long long slot = static_cast<long long>(row_at(first + r)) * a.slots + first_slot;
+      const uint32_t target = ptx::shared_address(stage.rows[r]);
+      const unsigned char* source = a.partial + slot * Row::BYTES;
+#pragma unroll
+      for (int i = 0; i < SLOTS * PIECES; i += 32) {
+        if (i + lane < slots * PIECES) ptx::copy_16_once(target + 16 * (i + lane), source + 16 * (i + lane));
+      }
     }
 #pragma unroll
-    for (int u = 0; u < AT_ONCE; u++) {
-      const float weight = ptx::exp2_approx(__uint_as_float(notes[u].x) - shift);
+    for (int i = 0; i < ROWS * SLOTS; i += 32) {
+      const int r = (i + lane) / SLOTS, s = (i + lane) % SLOTS, row = row_at(first + r);
+      if (s >= slots) continue;
+      ptx::copy_4(ptx::shared_address(&stage.indices[r][s]), a.indices + query_of(a, row) * a.slots + first_slot + s);
+      if constexpr (!packed::NOTED<D>) {
+        ptx::copy_8_or_zero(ptx::shared_address(&stage.notes[r][s]), a.notes + static_cast<long long>(row) * a.slots + first_slot + s, true);
+      }
+    }
+  }
+
+  __device__ PackedNote note_of(const Stage& stage, int r, int s) const {
+    if constexpr (packed::NOTED<D>) return Row::note_shared(stage.rows[r] + s * Row::BYTES);
+    else return stage.notes[r][s];
+  }
+
+  __device__ void run() const {
+    const int step = gridDim.x * WARPS * ROWS, begin = (blockIdx.x * WARPS + threadIdx.x / 32) * ROWS;
+    int next = begin, next_chunk = 0;
+    auto load_next = [&](Stage& stage) {
+      if (next < a.rows) {
+        load(stage, next, next_chunk);
+        if (++next_chunk == chunks) next_chunk = 0, next += step;
+      }
+      ptx::copy_commit();
+    };
+#pragma unroll
+    for (int i = 0; i < STAGES; i++) load_next(stages[i]);
+    int turn = 0;
+    for (int first = begin; first < a.rows; first += step) {
+      packed::Sum out[PARTS];
+      float max = -INFINITY, sum = 0;
+      for (int chunk = 0; chunk < chunks; chunk++, turn++) {
+        Stage& stage = stages[turn % STAGES];
+        ptx::copy_wait<STAGES - 1>();
+        __syncwarp();
+        add(out, max, sum, stage, min(SLOTS, a.slots - chunk * SLOTS));
+        __syncwarp();
+        load_next(stage);
+      }
+      write(out, max, sum, first + lane / 4);
+    }
+  }
+
+  // Adds the slots of a stage to a quad's row. `sum` and `out` are relative to the greatest lse so far.
+  __device__ void add(packed::Sum (&out)[PARTS], float& max, float& sum, const Stage& stage, int slots) const {
+    const int r = lane / 4;
+    float lse[SLOTS], top = max;
+#pragma unroll
+    for (int s = 0; s < SLOTS; s++) {
+      const bool used = s < slots && stage.indices[r][s] >= 0;
+      lse[s] = used ? note_of(stage, r, s).lse : -INFINITY;
+      top = fmaxf(top, lse[s]);
+    }
+    const float shift = shift_of(top), old = ptx::exp2_approx(max - shift);
+    max = top;
+    sum *= old;
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) out[part].scale(old);
+#pragma unroll
+    for (int s = 0; s < SLOTS; s++) {
+      const bool used = s < slots && stage.indices[r][s] >= 0;
+      Row row;
+      row.load_shared(stage.rows[r] + s * Row::BYTES);
+      const uint32_t steps = used ? note_of(stage, r, s).steps : 0;
+      const float weight = ptx::exp2_approx(lse[s] - shift);
       sum += weight;
 #pragma unroll
-      for (int part = 0; part < PARTS; part++) out[part].add(rows[u], part, weight, packed::step_of(notes[u].y, part));
+      for (int part = 0; part < PARTS; part++) out[part].add(row, part, weight, packed::step_of(steps, part));
     }
   }
 
-  const float factor = inverse_sum(sum);
-  uint32_t bad = 0;
-  uint4 pieces[2 * PARTS];
+  __device__ void write(const packed::Sum (&out)[PARTS], float max, float sum, int place) const {
+    const float factor = inverse_sum(sum);
+    uint32_t bad = 0;
+    uint4 pieces[2 * PARTS];
 #pragma unroll
-  for (int i = 0; i < 2 * PARTS; i++) {
-    const uint4 piece = pieces[i] = out[i / 2].piece(i % 2, factor);
-    bad |= non_finite_halves<bf16>(piece.x) | non_finite_halves<bf16>(piece.y) | non_finite_halves<bf16>(piece.z) |
-           non_finite_halves<bf16>(piece.w);
+    for (int i = 0; i < 2 * PARTS; i++) {
+      const uint4 piece = pieces[i] = out[i / 2].piece(i % 2, factor);
+      bad |= non_finite_halves<bf16>(piece.x) | non_finite_halves<bf16>(piece.y) | non_finite_halves<bf16>(piece.z) |
+             non_finite_halves<bf16>(piece.w);
+    }
+    const unsigned lanes = __ballot_sync(~0u, bad != 0) >> (lane & ~3) & 15;
+    if (place >= a.rows) return;
+    const long long query = query_of(a, row_at(place));
+    if (lane % 4 == 0 && lanes != 0) a.suspects[atomicAdd(a.suspect_count, 1)] = query;
+#pragma unroll
+    for (int i = 0; i < 2 * PARTS; i++) static_cast<uint4*>(a.out)[query * (D / 8) + 4 * i + lane % 4] = pieces[i];
+    if (lane % 4 == 0) a.lse[query] = log_sum(max, sum) * LN_2;
   }
-  const unsigned lanes = __ballot_sync(ALL_LANES, bad != 0) >> (lane_id() - lane) & 15;
-  if (thread_row >= a.rows) return;
-  if (lane == 0 && lanes != 0) a.suspects[atomicAdd(a.suspect_count, 1)] = query;
-#pragma unroll
-  for (int i = 0; i < 2 * PARTS; i++) static_cast<uint4*>(a.out)[query * (D / 8) + 4 * i + lane] = pieces[i];
-  if (lane == 0) a.lse[query] = log_sum(max, sum) * LN_2;
-}
+};
 
 #define MERGE(NAME, D)                                                                                               \
-  extern "C" __global__ void __launch_bounds__(THREADS, 2) NAME(const __grid_constant__ MergeArguments arguments) { \
-    merge<D>(arguments);                                                                                             \
+  extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) NAME(const __grid_constant__ MergeArguments arguments) { \
+    Merge<D>(arguments).run();                                                                                       \
   }
 
 MERGE(merge_packed_bf16_d64, 64)

@@ -1,5 +1,6 @@
 // Second look at rows of routed attention that came out not finite. In a matrix product, a masked key's weight of zero times
 // a value that is not finite is a NaN in rows that do not see the key; here every key that a row does not see stays untouched.
+// And sm90_attend.cu makes a NaN of rows whose scores lie too far apart for it.
 // One kernel for every architecture; hardly ever has it anything to do.
 // allow-spills repair_bf16_d128: hardly ever runs
 // allow-spills repair_f16_d128: hardly ever runs

@@ -1,10 +1,11 @@
 import type { AttendProblem, AttentionResult } from "@moba-js/tensor";
 import { type Device, pointerOf } from "../../src/device.js";
 import { ceilDiv } from "../common/launch.js";
-import { PACKED_NOTE_BYTES, packedRowBytes } from "../common/packed_rows.js";
+import { packedNoteBytes, packedRowBytes } from "../common/packed_rows.js";
 import { type BlockLists, invert } from "../route/invert.js";
 import { longestSequence, queryRanges } from "../route/ranges.js";
 import { merge, type Suspects } from "./merge.js";
+import { mergePacked } from "./merge_packed.js";
 
 /** Heads of some block lists, and room for the partial outputs of their slots. */
 export interface AttendWave {
@@ -34,12 +35,12 @@ export interface SlotKernel {
   mostQueries?(longest: number): number;
   /** Enqueues the attention of a wave to its partial outputs. */
   attend(wave: AttendWave): void;
-  /** Enqueues what is to follow the merge, which has listed its suspects. Packed rows need it. */
+  /** Enqueues what is to follow the merges, which have listed their suspects. Packed rows need it. */
   repair?(ranges: BlockLists["ranges"], suspects: Suspects): void;
 }
 
-/** Bytes of a wave's ticket and count of suspects. */
-const ZERO_BYTES = 8;
+/** Bytes of a wave's ticket, and of the count of suspects. */
+const COUNTER_BYTES = 4;
 /** Share of the temporary memory that is for lists; the rest is for partial outputs. */
 const LISTS = 0.2;
 
@@ -88,37 +89,42 @@ export function slotAttend(
   const slots = routing.indices.shape[2];
   const indices = pointerOf(routing.indices);
   const rowBytes = kernel.packed ? packedRowBytes(headDim) : 2 * headDim;
-  const noteBytes = kernel.packed ? PACKED_NOTE_BYTES : 4;
+  const noteBytes = kernel.packed ? packedNoteBytes(headDim) : 4;
   const plan = planWaves(device, problem, rowBytes + noteBytes);
   const longest = longestSequence(cuSeqlens);
   const most = Math.min(plan.tokens, kernel.mostQueries?.(longest) ?? longest);
   for (const part of evenly(tokens, plan.tokens)) {
     const ranges = queryRanges(device, problem, { blockSize, causal, most, part });
-    for (const [firstHead, endHead] of evenly(heads, plan.listHeads)) {
-      const takenHeads = endHead - firstHead;
+    const groups = [...evenly(heads, plan.listHeads)].map(([firstHead, endHead]) => ({
+      firstHead,
+      takenHeads: endHead - firstHead,
+      waves: [...evenly(endHead - firstHead, plan.heads)],
+    }));
+    const counters = 1 + groups.reduce((sum, { waves }) => sum + waves.length, 0);
+    using zeros = device.scratch(COUNTER_BYTES * counters);
+    device.fill(zeros.pointer, COUNTER_BYTES * counters, 0);
+    using listed = device.scratch(kernel.repair ? 4 * heads * ranges.tokens : 0);
+    const suspects = { count: zeros.pointer, rows: listed.pointer };
+    let ticket = zeros.pointer;
+    for (const { firstHead, takenHeads, waves } of groups) {
       const mostRows = kernel.mostRows(ranges.tokens * takenHeads * slots);
       using lists = invert(device, { indices, heads, slots, firstHead, takenHeads, mostRows }, ranges);
-      const waves = [...evenly(takenHeads, plan.heads)];
-      using zeros = device.scratch(ZERO_BYTES * waves.length);
-      device.fill(zeros.pointer, ZERO_BYTES * waves.length, 0);
-      for (const [i, [begin, end]] of waves.entries()) {
+      for (const [begin, end] of waves) {
         const rows = (end - begin) * ranges.tokens;
         using partial = device.scratch(rowBytes * slots * rows);
         using notes = device.scratch(noteBytes * slots * rows);
-        const addresses = { partial: partial.pointer, notes: notes.pointer, packed: kernel.packed };
-        const [ticket, count] = [0, 4].map((offset) => zeros.pointer + ZERO_BYTES * i + offset);
+        const addresses = { partial: partial.pointer, notes: notes.pointer };
+        ticket += COUNTER_BYTES;
         kernel.attend({ lists, firstHead, begin, end, ticket, ...addresses });
-        using listed = device.scratch(kernel.repair ? 4 * rows : 0);
-        const suspects = { count, rows: listed.pointer };
         const merged = {
           ...addresses,
           firstHead: firstHead + begin,
           rows,
           ...(kernel.repair && { suspects }),
         };
-        merge(device, problem, { ...ranges, ...merged }, outputs);
-        kernel.repair?.(ranges, suspects);
+        (kernel.packed ? mergePacked : merge)(device, problem, { ...ranges, ...merged }, outputs);
       }
     }
+    kernel.repair?.(ranges, suspects);
   }
 }

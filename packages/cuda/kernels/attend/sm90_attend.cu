@@ -4,11 +4,13 @@
 // Persistent. A warpgroup of producers takes work items (a key block and some of its queries) from a global counter, loads
 // keys and values by the copy engine and gathers queries into tiles of 64; each consumer warpgroup takes every so many-th
 // tile. Tiles run ahead across items, so that gathers hide behind products.
+#include "common/divide.cuh"
 #include "common/packed_rows.cuh"
 #include "common/pairs.cuh"
 #include "common/range.cuh"
 #include "common/shared.cuh"
 #include "common/softmax.cuh"
+#include "ptx/atomic.cuh"
 #include "ptx/cp_async.cuh"
 #include "ptx/exp2.cuh"
 #include "ptx/mbarrier.cuh"
@@ -23,7 +25,7 @@ struct AttendArguments {
   const int4* items;       // {block, list begin, rows, 0}, in a region of max_items a segment
   const int* item_starts;  // [segments + 1]: items before each segment
   void* partial;           // partial outputs from the first segment's rows on: bf16 packed, f16 d elements in accumulator order
-  void* notes;             // of partial outputs: of packed ones PackedNote, else their lse, base 2
+  void* notes;             // of partial outputs: of packed ones as packed_rows.cuh says, else their lse, base 2
   int* ticket;             // zero
   int first_token, tokens;         // of the lists
   int heads, group, slots, range_count, max_items;
@@ -41,7 +43,7 @@ struct QueryTile {
   int last;         // whether this warpgroup has no more tiles of the item
   int masked;       // rows with entries below see less than the block
   int behind;       // a query of local token i sees keys below i - behind
-  long long slots;  // of entry 0
+  int slots;        // place of entry 0 among the slots
 };
 
 template <class T, int D, int Keys, int Stages, int QueryStages, int Warpgroups, bool Chunked>
@@ -52,6 +54,8 @@ struct Attend {
   static constexpr int PIECES = D / 8;           // 16-byte pieces of a row
   static constexpr int SHARED = Stages * 2 * CHUNK + QueryStages * TILE + 1024;
   static constexpr int THREADS = 128 * Warpgroups + 128;
+  static constexpr int AHEAD = 4;                // tiles whose entries are on their way
+  static constexpr bool SHARED_WEIGHTS = D == 128 && !Chunked;  // probabilities fit where a tile's queries were
   static constexpr bool PACKED = packed::PACKS<T>;
 
   struct Shared {
@@ -64,10 +68,12 @@ struct Attend {
   const AttendArguments& a;
   Shared& shared;
   uint32_t chunks, tiles;  // shared addresses
+  uint32_t slots_inverse;
 
   __device__ Attend(const AttendArguments& arguments, Shared& shared_state) : a(arguments), shared(shared_state) {
     chunks = (ptx::shared_address(sharedMemory) + 1023) & ~1023u;
     tiles = chunks + Stages * 2 * CHUNK;
+    slots_inverse = inverse_of(a.slots);
   }
 
   __device__ void init() const {
@@ -84,63 +90,126 @@ struct Attend {
 
   // ---- producers: one warpgroup -----------------------------------------------------------------------------------
 
-  __device__ void produce() const {
-    const int t = threadIdx.x % 128, lane = t % 32;
-    const int offset = a.item_starts[a.first_segment], end = a.item_starts[a.end_segment] - offset;
-    const long long first_slot = region_of(a.first_segment, a.ranges[a.first_segment % a.range_count]);
-    int segment = a.first_segment, chunk = 0, tile = 0;
-    int drawn = t == 0 ? atomicAdd(a.ticket, 1) : 0;
-    for (;;) {
+  // The items that tickets are for, in order. Each is read while the one before it is worked on, and nothing waits for that.
+  struct Items {
+    const Attend& of;
+    const AttendArguments& a;
+    int offset, end;  // the number of this launch's first item, and of the one after its last
+    int drawn;        // the next ticket, of the producers' first thread
+    int base, start;  // a segment, and the number of its first item
+    int starts;       // a lane's: of the segments after that one
+    // The item taken last: its segment, block, the beginning of its list and its rows, none at the end.
+    int segment, block, begin, rows;
+    // Of its segment's range.
+    int query_begin, key_begin, keys, first_position;
+
+    __device__ explicit Items(const Attend& attend) : of(attend), a(attend.a) {
+      offset = a.item_starts[a.first_segment];
+      end = a.item_starts[a.end_segment];
+      segment = query_begin = begin = drawn = 0;
+      look_from(a.first_segment, offset);
+      draw();
+      take();
+    }
+
+    __device__ void look_from(int segment, int number) {
+      base = segment;
+      start = number;
+      starts = a.item_starts[min(base + 1 + static_cast<int>(threadIdx.x % 32), a.end_segment)];
+    }
+
+    __device__ void draw() {
+      if (threadIdx.x % 128 == 0) drawn = ptx::fetch_and_increment(a.ticket);
+    }
+
+    __device__ void take() {
       ptx::named_barrier(1, 128);
-      if (t == 0) shared.ticket = drawn;
+      if (threadIdx.x % 128 == 0) of.shared.ticket = drawn;
       ptx::named_barrier(1, 128);
-      const int ticket = shared.ticket;
-      if (ticket >= end) break;
-      if (t == 0) drawn = atomicAdd(a.ticket, 1);  // for the next round: what is read ahead is not waited for
-      for (int passed = 32; passed == 32;) {  // tickets only grow: look 32 segments ahead from the last one
-        const int next = segment + 1 + lane;
-        passed = __popc(__ballot_sync(~0u, next < a.end_segment && ticket + offset >= a.item_starts[next]));
-        segment += passed;
+      const int number = of.shared.ticket + offset;
+      rows = 0;
+      if (number >= end) return;
+      draw();
+      unsigned begun = __ballot_sync(~0u, number >= starts);  // tickets only grow
+      while (begun == ~0u) {
+        look_from(base + 32, __shfl_sync(~0u, starts, 31));
+        begun = __ballot_sync(~0u, number >= starts);
       }
-      const int4 item = a.items[static_cast<long long>(segment) * a.max_items + ticket + offset - a.item_starts[segment]];
-      const int head = a.first_head + segment / a.range_count;
-      const Range range = a.ranges[segment % a.range_count];
-      const int first = item.x * a.block_size, length = min(a.block_size, range.keys - first);
+      segment = base + __popc(begun);
+      const int first = begun == 0 ? start : __shfl_sync(~0u, starts, __popc(begun) - 1);
+      // Field by field: a register of what nobody needs would be waited for when it is given to something else.
+      const int4* item = a.items + static_cast<long long>(segment) * a.max_items + number - first;
+      block = item->x, begin = item->y, rows = item->z;
+      const Range* range = a.ranges + segment % a.range_count;
+      query_begin = range->query_begin, key_begin = range->key_begin, keys = range->keys;
+      first_position = range->first_position;
+    }
+  };
+
+  __device__ void produce() const {
+    const long long first_slot = region_of(a.first_segment, a.ranges[a.first_segment % a.range_count].query_begin);
+    int chunk = 0, tile = 0;
+    Items items(*this);
+    // Entries of the next tiles, of which the ones after these are on their way.
+    int entries[AHEAD];
+    load_entries(entries, a.entries + region_of(items.segment, items.query_begin) + items.begin, items.rows);
+    while (items.rows > 0) {
+      const int rows = items.rows, head = a.first_head + items.segment / a.range_count;
+      const int first = items.block * a.block_size, length = min(a.block_size, items.keys - first);
       const int chunk_count = Chunked ? (length + Keys - 1) / Keys : 1;
-      const int tile_count = (item.z + 63) / 64;
+      const int tile_count = (rows + 63) / 64;
       // All chunks of a block are there at once, or the item has one tile a warpgroup, for which they pass by.
       const bool resident = chunk_count <= Stages;
-      const int column = head / a.group * D, row = range.key_begin + first;
-      if (resident) load_chunks(chunk, chunk_count, column, row, Warpgroups - tile_count);
-      const long long region = region_of(segment, range);
+      const int column = head / a.group * D, key = items.key_begin + first;
+      if (resident) load_chunks(chunk, chunk_count, column, key, Warpgroups - tile_count);
+      const long long region = region_of(items.segment, items.query_begin);
       QueryTile next;
       next.length = length;
       next.chunk = chunk;
-      next.behind = first - range.first_position - 1;
+      next.behind = first - items.first_position - 1;
       next.masked = a.causal ? (next.behind + length) * a.slots : 0;
-      next.slots = region - first_slot;
-      const int* list = a.entries + region + item.y;
-      const T* q = static_cast<const T*>(a.q) + (static_cast<long long>(range.query_begin) * a.heads + head) * D;
-      int ahead = load_entry(list, item.z);
-      for (int i = 0; i < (resident ? tile_count : Warpgroups); i++, tile++) {
-        const int entry = ahead;
-        next.rows = max(0, min(64, item.z - i * 64));
-        next.last = i + Warpgroups >= tile_count;
-        ahead = load_entry(list + (i + 1) * 64, item.z - (i + 1) * 64);
-        gather(tile, next, entry, q);
+      next.slots = static_cast<int>(region - first_slot);
+      const int* list = a.entries + region + items.begin;
+      const T* q = static_cast<const T*>(a.q) + (static_cast<long long>(items.query_begin) * a.heads + head) * D;
+      items.take();
+      const int end_tile = resident ? tile_count : Warpgroups;
+      for (int first_tile = 0; first_tile < end_tile; first_tile += AHEAD) {
+        const int* later_list = list + (first_tile + AHEAD) * 64;
+        int later_rows = rows - (first_tile + AHEAD) * 64, later[AHEAD];
+        if (first_tile + AHEAD >= end_tile) {
+          later_list = a.entries + region_of(items.segment, items.query_begin) + items.begin;
+          later_rows = items.rows;
+        }
+        load_entries(later, later_list, later_rows);
+#pragma unroll
+        for (int u = 0; u < AHEAD; u++) {
+          const int i = first_tile + u;
+          if (i >= end_tile) break;
+          next.rows = max(0, min(64, rows - i * 64));
+          next.last = i + Warpgroups >= tile_count;
+          gather(tile++, next, entries[u], q);
+        }
+#pragma unroll
+        for (int u = 0; u < AHEAD; u++) entries[u] = later[u];
       }
-      if (!resident) load_chunks(chunk, chunk_count, column, row, 0);
+      if (!resident) load_chunks(chunk, chunk_count, column, key, 0);
       chunk += chunk_count;
     }
-    QueryTile end_tile{};
-    end_tile.rows = -1;
-    end_tile.chunk = chunk - 1;  // one that is there
-    for (int i = 0; i < Warpgroups; i++, tile++) gather(tile, end_tile, 0, nullptr);
+    QueryTile end{};
+    end.rows = -1;
+    end.chunk = chunk - 1;  // one that is there
+    for (int i = 0; i < Warpgroups; i++, tile++) gather(tile, end, 0, nullptr);
+  }
+
+  // Loads a lane's entries of the next tiles.
+  static __device__ void load_entries(int (&entries)[AHEAD], const int* list, int rows) {
+#pragma unroll
+    for (int u = 0; u < AHEAD; u++) entries[u] = load_entry(list + u * 64, rows - u * 64);
   }
 
   // Where the entries of a segment begin, and, from the first segment of this launch on, its partial outputs.
-  __device__ long long region_of(int segment, const Range& range) const {
-    return (static_cast<long long>(segment / a.range_count) * a.tokens + range.query_begin - a.first_token) * a.slots;
+  __device__ long long region_of(int segment, int query_begin) const {
+    return (static_cast<long long>(segment / a.range_count) * a.tokens + query_begin - a.first_token) * a.slots;
   }
 
   // Loads the chunks of a key block. `absent` warpgroups will not use them.
@@ -174,7 +243,7 @@ struct Attend {
   // Gathers the queries of up to 64 entries.
   __device__ void gather(int tile, const QueryTile& next, int entry, const T* q) const {
     const int t = threadIdx.x % 128, lane = t % 32, warp = t / 32, stage = tile % QueryStages;
-    const int token = entry / a.slots;
+    const int token = divide(entry, a.slots, slots_inverse);
     ptx::barrier_wait(ptx::shared_address(&shared.tile_empty[stage]), (tile / QueryStages & 1) ^ 1);
     const uint32_t full = ptx::shared_address(&shared.tile_full[stage]);
     if (next.rows > 0) {
@@ -204,20 +273,27 @@ struct Attend {
     for (int turn = warpgroup; await_tile(turn); turn += Warpgroups) {
       const int stage = turn % QueryStages;
       const QueryTile& tile = shared.tiles[stage];
-      float s[Keys / 2], o[D / 2];
+      float s[Keys / 2];
       multiply_keys(s, stage, 0);
       ptx::wgmma_wait<0>();
       mask_rows(s, stage, 0);
-      const float max0 = row_max<0>(s) * a.scale, max1 = row_max<2>(s) * a.scale;
-      uint32_t p[Keys / 4];
-      float sum0 = exponentials<0>(s, p, shift_of(max0)), sum1 = exponentials<2>(s, p, shift_of(max1));
-      multiply_values<true>(o, p, tile.chunk);
-      sum0 = quad_sum(sum0);
-      sum1 = quad_sum(sum1);
+      float max[2], sum[2] = {}, o[D / 2];
+      row_shifts(max, s);
+      if constexpr (SHARED_WEIGHTS) {
+        share_exponentials(s, stage, max, sum);
+        multiply_shared(o, stage, tile.chunk);
+      } else {
+        uint32_t p[Keys / 4];
+        exponentials(s, p, max, sum);
+        multiply_values<true>(o, p, tile.chunk);
+      }
+      quad_sums(sum);
       ptx::wgmma_wait<0>();
       if (tile.last) release_chunk(tile.chunk, warpgroup);
-      store_rows(o, stage, max0, sum0, max1, sum1);
+      int slot[2];
+      slots_of(slot, stage);
       release_tile(stage);
+      store(o, slot, max, sum);
     }
   }
 
@@ -234,29 +310,33 @@ struct Attend {
     for (int turn = warpgroup; await_tile(turn); turn += Warpgroups) {
       const int stage = turn % QueryStages;
       const QueryTile& tile = shared.tiles[stage];
-      float max0 = -INFINITY, max1 = -INFINITY, sum0 = 0, sum1 = 0;
-      float o[D / 2] = {};
+      float max[2] = {-INFINITY, -INFINITY}, sum[2] = {}, o[D / 2] = {};
       for (int c = 0; c * Keys < tile.length; c++) {
-        float s[Keys / 2];
+        float s[Keys / 2], top[2], old[2];
         multiply_keys(s, stage, c);
         ptx::wgmma_wait<0>();
         mask_rows(s, stage, c * Keys);
-        const float top0 = fmaxf(max0, row_max<0>(s) * a.scale), top1 = fmaxf(max1, row_max<2>(s) * a.scale);
-        const float shift0 = shift_of(top0), shift1 = shift_of(top1);
-        const float old0 = ptx::exp2_approx(max0 - shift0), old1 = ptx::exp2_approx(max1 - shift1);
-        uint32_t p[Keys / 4];
-        sum0 = sum0 * old0 + exponentials<0>(s, p, shift0);
-        sum1 = sum1 * old1 + exponentials<2>(s, p, shift1);
+        row_shifts(top, s);
 #pragma unroll
-        for (int j = 0; j < D / 2; j++) o[j] *= j % 4 < 2 ? old0 : old1;
-        max0 = top0;
-        max1 = top1;
+        for (int r = 0; r < 2; r++) {
+          top[r] = fmaxf(top[r], max[r]);
+          old[r] = ptx::exp2_approx(max[r] - shift_of(top[r]));
+          max[r] = top[r];
+          sum[r] *= old[r];
+        }
+        uint32_t p[Keys / 4];
+        exponentials(s, p, max, sum);
+#pragma unroll
+        for (int j = 0; j < D / 2; j++) o[j] *= old[j % 4 / 2];
         multiply_values<false>(o, p, tile.chunk + c);
         ptx::wgmma_wait<0>();
         if (tile.last) release_chunk(tile.chunk + c, warpgroup);
       }
-      store_rows(o, stage, max0, quad_sum(sum0), max1, quad_sum(sum1));
+      int slot[2];
+      slots_of(slot, stage);
       release_tile(stage);
+      quad_sums(sum);
+      store(o, slot, max, sum);
     }
   }
 
@@ -294,6 +374,21 @@ struct Attend {
     ptx::wgmma_commit();
   }
 
+  // Begins o = probabilities · values, with those that are where the tile's queries were.
+  __device__ void multiply_shared(float (&o)[D / 2], int stage, int chunk) const {
+    const uint64_t weights = ptx::descriptor_k_major(tiles + stage * TILE);
+    const uint64_t values = ptx::descriptor_mn_major(chunks + chunk % Stages * 2 * CHUNK + CHUNK, HALF);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int kk = 0; kk < Keys / 16; kk++) {
+      const uint64_t x = weights + ptx::descriptor_offset((kk >> 2) * 8192 + (kk & 3) * 32);
+      const uint64_t y = values + ptx::descriptor_offset(kk * 2048);
+      if (kk == 0) ptx::wgmma_ab_first(o, x, y, T{});
+      else ptx::wgmma_ab_more(o, x, y, T{});
+    }
+    ptx::wgmma_commit();
+  }
+
   // Replaces the scores of keys that a row does not see. They are not multiplied: a NaN among them stays out.
   __device__ void mask_rows(float (&s)[Keys / 2], int stage, int skipped) const {
     const QueryTile& tile = shared.tiles[stage];
@@ -301,15 +396,6 @@ struct Attend {
     if (!__any_sync(~0u, left < Keys || min(entry0, entry1) < tile.masked)) return;
     mask<0>(s, left, entry0, tile.behind + skipped);
     mask<2>(s, left, entry1, tile.behind + skipped);
-  }
-
-  __device__ void store_rows(const float (&o)[D / 2], int stage, float max0, float sum0, float max1, float sum1) const {
-    const QueryTile& tile = shared.tiles[stage];
-    const int r = row();
-    const long long slot0 = r < tile.rows ? tile.slots + shared.entries[stage][r] : -1;
-    const long long slot1 = r + 8 < tile.rows ? tile.slots + shared.entries[stage][r + 8] : -1;
-    store<0>(o, inverse_sum(sum0), log_sum(max0, sum0), slot0);
-    store<2>(o, inverse_sum(sum1), log_sum(max1, sum1), slot1);
   }
 
   // Tells the producers that this thread is done with a tile of queries and its notes.
@@ -325,78 +411,167 @@ struct Attend {
 
   template <int Row>
   __device__ void mask(float (&s)[Keys / 2], int left, int entry, int behind) const {
-    const int seen = a.causal ? min(left, entry / a.slots - behind) : left, column = 2 * (static_cast<int>(threadIdx.x) & 3);
+    const int seen = a.causal ? min(left, divide(entry, a.slots, slots_inverse) - behind) : left;
+    const int from_here = seen - 2 * static_cast<int>(threadIdx.x & 3);
 #pragma unroll
     for (int j = 0; j < Keys / 8; j++) {
 #pragma unroll
       for (int e = 0; e < 2; e++) {
-        if (8 * j + column + e >= seen) s[4 * j + Row + e] = -INFINITY;
+        if (8 * j + e >= from_here) s[4 * j + Row + e] = -INFINITY;
       }
     }
   }
 
-  template <int Row>
-  static __device__ float row_max(const float (&s)[Keys / 2]) {
-    float top = fmaxf(s[Row], s[Row + 1]);
-#pragma unroll
-    for (int j = 1; j < Keys / 8; j++) top = fmaxf(top, fmaxf(s[4 * j + Row], s[4 * j + Row + 1]));
-    top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-    return fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+  // What follows treats a thread's two rows side by side: while one waits for a result, the other goes on.
+
+  // What the rows' exponents are taken relative to: their greatest scores, scaled. Where exponentials may be large, those of a few
+  // keys do; `store` sees to rows for which they do not. −Infinity only where no key has a greater score.
+  __device__ void row_shifts(float (&max)[2], const float (&s)[Keys / 2]) const {
+    greatest_scores<PACKED && !Chunked ? 4 : 1>(max, s);
+    if (PACKED && !Chunked && __any_sync(~0u, fminf(max[0], max[1]) == -INFINITY)) greatest_scores<1>(max, s);
   }
 
-  // Turns scores into probabilities, not yet normalized, packed as the product with the values takes them. Returns this
-  // thread's part of their sum.
-  template <int Row>
-  __device__ float exponentials(const float (&s)[Keys / 2], uint32_t (&p)[Keys / 4], float shift) const {
-    float sum = 0;
+  // The greatest of every `Step`-th 8 keys.
+  template <int Step>
+  __device__ void greatest_scores(float (&max)[2], const float (&s)[Keys / 2]) const {
+    float top[2][2];
 #pragma unroll
-    for (int j = 0; j < Keys / 8; j++) {
-      const float x = ptx::exp2_approx(fmaf(s[4 * j + Row], a.scale, -shift));
-      const float y = ptx::exp2_approx(fmaf(s[4 * j + Row + 1], a.scale, -shift));
-      sum += x + y;
-      p[2 * j + Row / 2] = pack<T>(x, y);
+    for (int r = 0; r < 2; r++) {
+#pragma unroll
+      for (int i = 0; i < 2; i++) top[r][i] = fmaxf(s[4 * i * Step + 2 * r], s[4 * i * Step + 2 * r + 1]);
     }
-    return sum;
-  }
-
-  static __device__ float quad_sum(float x) {
-    x += __shfl_xor_sync(~0u, x, 1);
-    return x + __shfl_xor_sync(~0u, x, 2);
-  }
-
-  // Writes one of a thread's two rows as it lies in the registers, no elements exchanged between lanes. `slot`: negative for
-  // a row that is not there.
-  template <int Row>
-  __device__ void store(const float (&o)[D / 2], float scale, float lse, long long slot) const {
-    if constexpr (PACKED) store_packed<Row>(o, scale, lse, slot);
-    else if (slot >= 0) store_whole<Row>(o, scale, lse, slot);
-  }
-
-  template <int Row>
-  __device__ void store_packed(const float (&o)[D / 2], float scale, float lse, long long slot) const {
-    packed::Row<D> row;
 #pragma unroll
-    for (int part = 0; part < D / 64; part++) {
-      float x[16];
+    for (int i = 2; i < Keys / 8 / Step; i++) {
 #pragma unroll
-      for (int i = 0; i < 16; i++) x[i] = o[32 * part + i / 2 * 4 + Row + i % 2];
-      row.pack(part, x, scale);
+      for (int r = 0; r < 2; r++) {
+        top[r][i % 2] = fmaxf(top[r][i % 2], fmaxf(s[4 * i * Step + 2 * r], s[4 * i * Step + 2 * r + 1]));
+      }
     }
-    if (slot < 0) return;
-    row.store(a.partial, slot);
-    if (threadIdx.x % 4 == 0) static_cast<PackedNote*>(a.notes)[slot] = {lse, row.steps};
+#pragma unroll
+    for (int r = 0; r < 2; r++) max[r] = fmaxf(top[r][0], top[r][1]);
+#pragma unroll
+    for (int lane = 1; lane < 4; lane *= 2) {
+#pragma unroll
+      for (int r = 0; r < 2; r++) max[r] = fmaxf(max[r], __shfl_xor_sync(~0u, max[r], lane));
+    }
+#pragma unroll
+    for (int r = 0; r < 2; r++) max[r] *= a.scale;
   }
 
-  template <int Row>
-  __device__ void store_whole(const float (&o)[D / 2], float scale, float lse, long long slot) const {
+  // Turns the scores of keys 8j … 8j + 15 into probabilities, not yet normalized, packed as the product with the values takes
+  // them: words 2i + r for 8 keys i of row r. Adds them to this thread's sums.
+  __device__ void exponentials(const float (&s)[Keys / 2], int j, uint32_t (&words)[4], const float (&max)[2],
+                               float (&sum)[2]) const {
+#pragma unroll
+    for (int u = 0; u < 4; u++) {
+      const int i = 4 * (j + u / 2) + u % 2 * 2;
+      const float shift = shift_of(max[u % 2]);
+      const float x = ptx::exp2_approx(fmaf(s[i], a.scale, -shift)), y = ptx::exp2_approx(fmaf(s[i + 1], a.scale, -shift));
+      sum[u % 2] += x + y;
+      words[u] = pack<T>(x, y);
+    }
+  }
+
+  __device__ void exponentials(const float (&s)[Keys / 2], uint32_t (&p)[Keys / 4], const float (&max)[2], float (&sum)[2]) const {
+#pragma unroll
+    for (int j = 0; j < Keys / 8; j += 2) {
+      uint32_t words[4];
+      exponentials(s, j, words, max, sum);
+#pragma unroll
+      for (int u = 0; u < 4; u++) p[2 * j + u] = words[u];
+    }
+  }
+
+  // Probabilities that take the place of the tile's queries, which no product needs any more: a warp reads and writes its own 16
+  // rows only.
+  __device__ void share_exponentials(const float (&s)[Keys / 2], int stage, const float (&max)[2], float (&sum)[2]) const {
+    const int lane = threadIdx.x % 32, r = threadIdx.x % 128 / 32 * 16 + lane % 16;
+    const uint32_t target = tiles + stage * TILE + r * 128 + ((lane / 16 ^ r % 8) << 4);
+#pragma unroll
+    for (int j = 0; j < Keys / 8; j += 2) {
+      uint32_t words[4];
+      exponentials(s, j, words, max, sum);
+      ptx::store_matrices((target ^ (j & 7) << 4) + (j >> 3) * 8192, words);
+    }
+    ptx::proxy_fence();
+    __syncwarp();
+  }
+
+  static __device__ void quad_sums(float (&sum)[2]) {
+#pragma unroll
+    for (int lane = 1; lane < 4; lane *= 2) {
+#pragma unroll
+      for (int r = 0; r < 2; r++) sum[r] += __shfl_xor_sync(~0u, sum[r], lane);
+    }
+  }
+
+  // Where the rows' partial outputs go; negative: the row is not there.
+  __device__ void slots_of(int (&slot)[2], int stage) const {
+    const QueryTile& tile = shared.tiles[stage];
+#pragma unroll
+    for (int r = 0; r < 2; r++) slot[r] = row() + 8 * r < tile.rows ? tile.slots + shared.entries[stage][row() + 8 * r] : -1;
+  }
+
+  // Writes the rows as they lie in the registers, no elements exchanged between lanes.
+  __device__ void store(const float (&o)[D / 2], const int (&slot)[2], const float (&max)[2], const float (&sum)[2]) const {
+    float scale[2], lse[2];
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      // Too far above what its exponents are relative to: as NaN the row is looked at a second time (repair.cu).
+      const float whole = sum[r] > 0x1p100f ? NAN : sum[r];
+      scale[r] = whole == 0 ? 0 : __fdividef(1.f, whole);
+      lse[r] = whole == 0 ? -INFINITY : shift_of(max[r]) + __log2f(whole);
+    }
+    if constexpr (PACKED) {
+      store_packed(o, slot, scale, lse);
+    } else {
+      if (slot[0] >= 0) store_whole<0>(o, slot[0], scale[0], lse[0]);
+      if (slot[1] >= 0) store_whole<1>(o, slot[1], scale[1], lse[1]);
+    }
+  }
+
+  __device__ void store_packed(const float (&o)[D / 2], const int (&slot)[2], const float (&scale)[2],
+                               const float (&lse)[2]) const {
+    constexpr int PARTS = D / 64;
+    const auto columns = [&](float (&x)[16], int r, int part) {
+#pragma unroll
+      for (int i = 0; i < 16; i++) x[i] = o[32 * part + i / 2 * 4 + 2 * r + i % 2];
+    };
+    float largest[2][PARTS], x[16];
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+#pragma unroll
+      for (int part = 0; part < PARTS; part++) columns(x, r, part), largest[r][part] = packed::largest_of(x);
+    }
+#pragma unroll
+    for (int lane = 1; lane < 4; lane *= 2) {
+#pragma unroll
+      for (int r = 0; r < 2; r++) {
+#pragma unroll
+        for (int part = 0; part < PARTS; part++) {
+          largest[r][part] = ptx::max_nan(largest[r][part], __shfl_xor_sync(~0u, largest[r][part], lane));
+        }
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      packed::Row<D> row;
+#pragma unroll
+      for (int part = 0; part < PARTS; part++) columns(x, r, part), row.pack(part, x, scale[r], largest[r][part]);
+      if (slot[r] >= 0) row.store_noted(a.partial, static_cast<PackedNote*>(a.notes), slot[r], lse[r]);
+    }
+  }
+
+  template <int R>
+  __device__ void store_whole(const float (&o)[D / 2], int slot, float scale, float lse) const {
     const int lane = threadIdx.x % 4;
-    uint4* target = static_cast<uint4*>(a.partial) + slot * PIECES + lane;
+    uint4* target = static_cast<uint4*>(a.partial) + static_cast<long long>(slot) * PIECES + lane;
 #pragma unroll
     for (int i = 0; i < D / 32; i++) {
       uint32_t words[4];
 #pragma unroll
       for (int u = 0; u < 4; u++) {
-        const int j = 16 * i + 4 * u + Row;
+        const int j = 16 * i + 4 * u + 2 * R;
         words[u] = pack<T>(o[j] * scale, o[j + 1] * scale);
       }
       __stcs(target + 4 * i, make_uint4(words[0], words[1], words[2], words[3]));
@@ -428,10 +603,10 @@ struct Attend {
   MOBA_ATTEND(sm90_attend_f16_##NAME, f16, __VA_ARGS__)
 
 // Blocks of at most 64 or 128 keys: one chunk, whose scores and outputs take turns in the registers.
-MOBA_ATTEND_BOTH(d128_b128, 128, 128, 2, 6, 3, false, 152, 56)
-MOBA_ATTEND_BOTH(d128_b64, 128, 64, 4, 6, 3, false, 152, 56)
+MOBA_ATTEND_BOTH(d128_b128, 128, 128, 2, 6, 4, false, 104, 64)
+MOBA_ATTEND_BOTH(d128_b64, 128, 64, 4, 6, 4, false, 104, 64)
 MOBA_ATTEND_BOTH(d64_b128, 64, 128, 4, 8, 4, false, 104, 64)
-MOBA_ATTEND_BOTH(d64_b64, 64, 64, 6, 12, 3, false, 152, 56)
+MOBA_ATTEND_BOTH(d64_b64, 64, 64, 6, 12, 4, false, 104, 64)
 // Blocks of any size: chunks of 128 keys, online softmax.
-MOBA_ATTEND_BOTH(d128, 128, 128, 2, 4, 2, true, 216, 72)
-MOBA_ATTEND_BOTH(d64, 64, 128, 4, 8, 2, true, 216, 72)
+MOBA_ATTEND_BOTH(d128, 128, 128, 2, 4, 2, true, 208, 88)
+MOBA_ATTEND_BOTH(d64, 64, 128, 4, 8, 2, true, 208, 88)

@@ -1,6 +1,6 @@
 import type { AttendProblem, AttentionResult } from "@moba-js/tensor";
 import { Arguments, type Device, pointerOf } from "../../src/device.js";
-import { packsRows } from "../common/packed_rows.js";
+import { packedNoteBytes, packsRows } from "../common/packed_rows.js";
 import type { Suspects } from "./merge.js";
 import { type AttendWave, type SlotKernel, slotAttend } from "./slot_attend.js";
 
@@ -17,13 +17,13 @@ interface Shape {
 
 const SHAPES: Readonly<Record<64 | 128, readonly Shape[]>> = {
   64: [
-    { name: "d64_b64", warpgroups: 3, stages: 6, queryStages: 12, keys: 64, chunked: false },
+    { name: "d64_b64", warpgroups: 4, stages: 6, queryStages: 12, keys: 64, chunked: false },
     { name: "d64_b128", warpgroups: 4, stages: 4, queryStages: 8, keys: 128, chunked: false },
     { name: "d64", warpgroups: 2, stages: 4, queryStages: 8, keys: 128, chunked: true },
   ],
   128: [
-    { name: "d128_b64", warpgroups: 3, stages: 4, queryStages: 6, keys: 64, chunked: false },
-    { name: "d128_b128", warpgroups: 3, stages: 2, queryStages: 6, keys: 128, chunked: false },
+    { name: "d128_b64", warpgroups: 4, stages: 4, queryStages: 6, keys: 64, chunked: false },
+    { name: "d128_b128", warpgroups: 4, stages: 2, queryStages: 6, keys: 128, chunked: false },
     { name: "d128", warpgroups: 2, stages: 2, queryStages: 4, keys: 128, chunked: true },
   ],
 };
@@ -32,8 +32,11 @@ const SHAPES: Readonly<Record<64 | 128, readonly Shape[]>> = {
 const MOST_ROWS = 1536;
 /** Ranges of a sequence at most: each reads the keys before it once more. */
 const MOST_RANGES = 4;
-/** Share of the L2 that a head's queries of a range may fill, to be still there when the next list asks for them. */
-const QUERY_SHARE = 1 / 3;
+/**
+ * Share of the L2 that a head's queries of a range and the notes of their slots may fill: the queries are to be there still when the
+ * next list asks for them, and notes, a few bytes each, are to meet their neighbours there.
+ */
+const RANGE_SHARE = 0.45;
 /** Work items that a multiprocessor should have, at least, for none to wait for another. */
 const ITEMS = 8;
 
@@ -56,7 +59,8 @@ export function sm90Attend(device: Device, problem: AttendProblem, outputs: Atte
       return Math.min(MOST_ROWS, Math.max(64 * shape.warpgroups, rows));
     },
     mostQueries(longest) {
-      const near = (QUERY_SHARE * device.l2Bytes) / (2 * headDim);
+      const noteBytes = packsRows(problem.dtype) ? packedNoteBytes(headDim) : 4;
+      const near = (RANGE_SHARE * device.l2Bytes) / (2 * headDim + noteBytes * routing.indices.shape[2]);
       return Math.ceil(longest / Math.min(MOST_RANGES, Math.ceil(longest / near)));
     },
     attend: (wave) => attend(device, problem, shape, wave),

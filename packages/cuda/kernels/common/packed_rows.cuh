@@ -10,7 +10,8 @@
 #include "common/pairs.cuh"
 #include "ptx/max_nan.cuh"
 
-// Beside a row of partial outputs: its lse, base 2, and its steps.
+// Of a row of partial outputs: its lse, base 2, and its steps. A row of 64 has it in spare words, others have it in an array
+// beside them. (Notes of 8 bytes that are written one by one cost more than their bytes.)
 struct alignas(8) PackedNote {
   float lse;
   uint32_t steps;
@@ -37,8 +38,22 @@ __device__ __forceinline__ float step_of(uint32_t steps, int part) {
   return __uint_as_float(part == 0 ? steps << 16 : steps & 0xffff0000u);
 }
 
+// Whether rows of D columns have words to spare for their note.
+template <int D>
+constexpr bool NOTED = D == 64;
+
+// The largest magnitude of a lane's values of 64 columns; NaN of a NaN.
+__device__ __forceinline__ float largest_of(const float (&x)[16]) {
+  float largest[4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) largest[i] = ptx::max_nan(fabsf(x[i]), fabsf(x[i + 4]));
+#pragma unroll
+  for (int i = 8; i < 16; i++) largest[i % 4] = ptx::max_nan(largest[i % 4], fabsf(x[i]));
+  return ptx::max_nan(ptx::max_nan(largest[0], largest[1]), ptx::max_nan(largest[2], largest[3]));
+}
+
 // A lane's words of a row of D columns. In memory: 16 bytes a lane of each 64 columns, then 8 bytes a lane with their last
-// words, so that a quad writes whole sectors.
+// words, so that a quad writes whole sectors. Of a row of 64 half of those are spare.
 template <int D>
 struct Row {
   static constexpr int PARTS = D / 64, BYTES = 64 * PARTS + 32;
@@ -51,11 +66,14 @@ struct Row {
 
   // Packs `factor` · x, values of 64 columns. All lanes of the warp call it. NaN and Infinity go to the step.
   __device__ __forceinline__ void pack(int part, const float (&x)[16], float factor) {
-    float largest = 0;
-#pragma unroll
-    for (int i = 0; i < 16; i++) largest = ptx::max_nan(largest, fabsf(x[i]));
+    float largest = largest_of(x);
 #pragma unroll
     for (int lane = 1; lane < 4; lane *= 2) largest = ptx::max_nan(largest, __shfl_xor_sync(~0u, largest, lane));
+    pack(part, x, factor, largest);
+  }
+
+  // The same, given the largest magnitude of the 64 columns.
+  __device__ __forceinline__ void pack(int part, const float (&x)[16], float factor, float largest) {
     // Not less than needed for being rounded, and not so small that its inverse overflows.
     const bf16 step = from_float<bf16>(ptx::max_nan(largest * fabsf(factor), 1e-34f) * (1.004f / LARGEST));
     steps |= static_cast<uint32_t>(__bfloat16_as_ushort(step)) << (16 * part);
@@ -85,6 +103,14 @@ struct Row {
     __stcs(reinterpret_cast<uint2*>(target + 64 * PARTS) + lane, make_uint2(last[0], last[1]));
   }
 
+  // Stores a row of partial outputs and its note.
+  __device__ __forceinline__ void store_noted(void* rows, PackedNote* notes, long long row, float lse) {
+    const int lane = threadIdx.x % 4;
+    if constexpr (NOTED<D>) last[1] = lane == 0 ? __float_as_uint(lse) : steps;  // lane 1 has the steps
+    else if (lane == 0) notes[row] = {lse, steps};
+    store(rows, row);
+  }
+
   // Stores a row of 64 columns as the part of a row of `Columns`.
   template <int Columns>
   __device__ __forceinline__ void store_part(void* rows, long long row, int part) const {
@@ -93,6 +119,23 @@ struct Row {
     const int lane = threadIdx.x % 4;
     __stcs(reinterpret_cast<uint4*>(target) + 4 * part + lane, most[0]);
     __stcs(reinterpret_cast<uint32_t*>(target + Columns) + 2 * lane + part, last[0]);
+  }
+
+  // From a row in shared memory.
+  __device__ __forceinline__ void load_shared(const unsigned char* row) {
+    const int lane = threadIdx.x % 4;
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) most[part] = reinterpret_cast<const uint4*>(row)[4 * part + lane];
+    const uint2 words = reinterpret_cast<const uint2*>(row + 64 * PARTS)[lane];
+    last[0] = words.x;
+    last[1] = words.y;
+  }
+
+  // The note in a row in shared memory.
+  static __device__ __forceinline__ PackedNote note_shared(const unsigned char* row) {
+    static_assert(NOTED<D>);
+    const uint32_t* words = reinterpret_cast<const uint32_t*>(row + 64 * PARTS);
+    return {__uint_as_float(words[1]), words[3]};
   }
 
   __device__ __forceinline__ void load(const void* rows, long long row) {
@@ -110,6 +153,12 @@ struct Row {
 struct Sum {
   float sums[16] = {};
   float weights = 0;
+
+  __device__ __forceinline__ void scale(float factor) {
+    weights *= factor;
+#pragma unroll
+    for (float& x : sums) x *= factor;
+  }
 
   // Adds `weight` times what is packed in a row with this step.
   template <int D>

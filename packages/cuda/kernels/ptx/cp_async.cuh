@@ -16,6 +16,17 @@ __device__ __forceinline__ void copy_16(uint32_t shared, const void* global, uin
                : "memory");
 }
 
+// For what is read once: its lines go first.
+__device__ __forceinline__ void copy_16_once(uint32_t shared, const void* global) {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  copy_16(shared, global, policy);
+}
+
+__device__ __forceinline__ void copy_4(uint32_t shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
+}
+
 // Copies, or writes 16 zeros when not `valid`; then `global` is not read.
 __device__ __forceinline__ void copy_16_or_zero(uint32_t shared, const void* global, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(valid ? 16 : 0)

@@ -3,7 +3,7 @@
 #include "common/warp.cuh"
 
 constexpr int THREADS = 128;
-constexpr int AT_ONCE = 8;
+constexpr int AT_ONCE = 32;  // that a thread waits for together
 
 // matrix: counts [H][chunks][columns]; becomes the sums over the chunks before. counts: [H][columns], the sums over
 // all chunks.
