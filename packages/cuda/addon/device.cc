@@ -20,6 +20,7 @@ Napi::Function Device::Define(Napi::Env env) {
                       InstanceMethod<&Device::LoadModule>("loadModule"),
                       InstanceMethod<&Device::GetFunction>("getFunction"),
                       InstanceMethod<&Device::AllowShared>("allowShared"),
+                      InstanceMethod<&Device::LaunchMemory>("launchMemory"),
                       InstanceMethod<&Device::Launch>("launch"),
                       InstanceMethod<&Device::TensorMap>("tensorMap"),
                       InstanceMethod<&Device::LoadBlas>("loadBlas"),
@@ -49,6 +50,9 @@ Device::Device(Info info) : Napi::ObjectWrap<Device>(info), env_(info.Env()) {
   } catch (const DriverError& error) {
     throw toJavaScript(env_, error);
   }
+  Napi::ArrayBuffer memory = Napi::ArrayBuffer::New(env_, sizeof(LaunchBlock));
+  launchBlock_ = static_cast<LaunchBlock*>(memory.Data());
+  launchMemory_ = Napi::Persistent(memory);
   settler_ = decltype(settler_)::New(env_, "moba-cuda", 0, 1, this);
   settler_.Unref(env_);
   // Hooks run in reverse order: this one, which ends the waiting thread, before the settler's own.

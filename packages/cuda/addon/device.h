@@ -9,7 +9,6 @@
 #include <mutex>
 #include <string>
 #include <thread>
-#include <unordered_map>
 #include <unordered_set>
 #include <vector>
 
@@ -61,6 +60,22 @@ struct UploadRing {
   std::deque<Piece> pieces;
 };
 
+// A kernel, where its parameters begin, counted from the first, once it was launched, and its name for messages.
+struct Kernel {
+  CUfunction function;
+  std::vector<size_t> offsets;
+  const std::string name;
+};
+
+// The launch to come, as JavaScript describes it, in memory that both see: so a launch is a call with two numbers.
+struct LaunchBlock {
+  static constexpr size_t kMostParameterBytes = 4096;  // what every driver takes
+  uint32_t x, y, z;
+  uint32_t threads;
+  uint32_t sharedBytes;
+  uint8_t parameters[kMostParameterBytes];
+};
+
 class Device : public Napi::ObjectWrap<Device> {
  public:
   static Napi::Function Define(Napi::Env env);
@@ -101,11 +116,12 @@ class Device : public Napi::ObjectWrap<Device> {
 
   // launch.cc
   Napi::Value LoadModule(Info info);   // (bytes) → module
-  Napi::Value GetFunction(Info info);  // (module, name) → function
-  void AllowShared(Info info);         // (function, bytes): dynamic shared memory that it may be launched with; at first 48 KiB
-  void Launch(Info info);              // (function, x, y, z, threads, sharedBytes, parameters, name)
+  Napi::Value GetFunction(Info info);  // (module, name) → kernel
+  void AllowShared(Info info);         // (kernel, bytes): dynamic shared memory that it may be launched with; at first 48 KiB
+  Napi::Value LaunchMemory(Info info); // () → ArrayBuffer: the LaunchBlock
+  void Launch(Info info);              // (kernel, bytes of parameters): the launch that the LaunchBlock describes
   void ReserveShared(CUfunction function, int bytes);
-  const std::vector<size_t>& Parameters(CUfunction function, size_t bytes);
+  void FindParameters(Kernel& kernel, size_t bytes);
   Napi::Value TensorMap(Info info);    // (pointer, type, dims, strides, box, swizzle) → Uint8Array of 128 bytes
 
   // product.cc
@@ -154,7 +170,9 @@ class Device : public Napi::ObjectWrap<Device> {
 
   std::unordered_set<CUdeviceptr> allocations_;
   std::unordered_set<CUmodule> modules_;
-  std::unordered_map<CUfunction, std::vector<size_t>> parameters_;  // where the parameters of a kernel begin
+  std::vector<std::unique_ptr<Kernel>> kernels_;
+  Napi::Reference<Napi::ArrayBuffer> launchMemory_;
+  LaunchBlock* launchBlock_ = nullptr;  // in launchMemory_
   std::unordered_set<CUevent> events_;
   std::unordered_set<CUgraphExec> graphs_;
   std::unique_ptr<Blas> blas_;

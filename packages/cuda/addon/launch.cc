@@ -6,7 +6,6 @@
 
 namespace {
 
-constexpr size_t kMostParameterBytes = 4096;  // what every driver takes
 constexpr int kUnaskedSharedBytes = 48 << 10;
 
 }  // namespace
@@ -29,7 +28,8 @@ Napi::Value Device::GetFunction(Info info) {
     if (result != CUDA_SUCCESS) Fail(result, "looking up kernel " + name);
     // The driver's own limit is on shared memory of both kinds: what a kernel declares would count.
     ReserveShared(function, kUnaskedSharedBytes);
-    return toNumber(env_, function);
+    kernels_.push_back(std::make_unique<Kernel>(Kernel{function, {}, name}));
+    return toNumber(env_, kernels_.back().get());
   });
 }
 
@@ -39,39 +39,39 @@ void Device::ReserveShared(CUfunction function, int bytes) {
 }
 
 void Device::AllowShared(Info info) {
-  Run([&](const Driver&) { ReserveShared(toHandle<CUfunction>(info[0]), info[1].As<Napi::Number>().Int32Value()); });
+  Run([&](const Driver&) { ReserveShared(toHandle<Kernel*>(info[0])->function, info[1].As<Napi::Number>().Int32Value()); });
 }
 
-// Where the parameters of a kernel begin, counted from the first: all that lie in so many bytes. To ask for one that there is not
-// would be an error to the tools that watch the driver.
-const std::vector<size_t>& Device::Parameters(CUfunction function, size_t bytes) {
-  const auto [found, isNew] = parameters_.try_emplace(function);
-  std::vector<size_t>& offsets = found->second;
+// Finds where the parameters begin that lie in so many bytes. To ask for one that there is not would be an error to the tools that
+// watch the driver.
+void Device::FindParameters(Kernel& kernel, size_t bytes) {
   size_t first = 0, offset = 0, size = 0;
-  for (size_t end = 0; isNew && end < bytes; end = offset - first + size) {
-    if (driver().cuFuncGetParamInfo(function, offsets.size(), &offset, &size) != CUDA_SUCCESS) break;
-    if (offsets.empty()) first = offset;
-    offsets.push_back(offset - first);
+  for (size_t end = 0; end < bytes; end = offset - first + size) {
+    if (driver().cuFuncGetParamInfo(kernel.function, kernel.offsets.size(), &offset, &size) != CUDA_SUCCESS) break;
+    if (kernel.offsets.empty()) first = offset;
+    kernel.offsets.push_back(offset - first);
   }
-  return offsets;
 }
+
+Napi::Value Device::LaunchMemory(Info) { return launchMemory_.Value(); }
 
 void Device::Launch(Info info) {
   Run([&](const Driver& cuda) {
-    const auto number = [&](size_t i) { return info[i].As<Napi::Number>().Uint32Value(); };
-    const CUfunction function = toHandle<CUfunction>(info[0]);
-    const Napi::Uint8Array packed = info[6].As<Napi::Uint8Array>();
-    alignas(128) uint8_t bytes[kMostParameterBytes] = {};
-    if (packed.ByteLength() > sizeof bytes) {
-      throw DriverError("CUDA_ERROR_INVALID_VALUE", "launching with " + std::to_string(packed.ByteLength()) + " bytes of parameters");
+    Kernel& kernel = *toHandle<Kernel*>(info[0]);
+    const size_t bytes = toSize(info[1]);
+    const LaunchBlock& block = *launchBlock_;
+    if (bytes > sizeof block.parameters) {
+      throw DriverError("CUDA_ERROR_INVALID_VALUE", "launching with " + std::to_string(bytes) + " bytes of parameters");
     }
-    std::memcpy(bytes, packed.Data(), packed.ByteLength());
+    if (kernel.offsets.empty()) FindParameters(kernel, bytes);
+    alignas(128) uint8_t packed[sizeof block.parameters];
+    std::memcpy(packed, block.parameters, bytes);
     // One by one: given as a whole, the driver would not see to the alignment of the first.
-    std::vector<void*> parameters;
-    for (size_t offset : Parameters(function, packed.ByteLength())) parameters.push_back(bytes + offset);
-    const CUresult result = cuda.cuLaunchKernel(function, number(1), number(2), number(3), number(4), 1, 1, number(5),
-                                                current_, parameters.data(), nullptr);
-    if (result != CUDA_SUCCESS) Fail(result, "launching " + info[7].As<Napi::String>().Utf8Value());
+    void* parameters[sizeof packed / sizeof(uint32_t)];
+    for (size_t i = 0; i < kernel.offsets.size(); i++) parameters[i] = packed + kernel.offsets[i];
+    const CUresult result = cuda.cuLaunchKernel(kernel.function, block.x, block.y, block.z, block.threads, 1, 1,
+                                                block.sharedBytes, current_, parameters, nullptr);
+    if (result != CUDA_SUCCESS) Fail(result, "launching " + kernel.name);
   });
 }
 

@@ -42,8 +42,8 @@ export function blasLibraries(driverVersion: number, environment: NodeJS.Process
 /** cuBLASLt on one device. */
 export class Blas {
   readonly #native: NativeDevice;
-  /** By shape: the algorithm that was chosen once, or undefined where the library has none. */
-  readonly #plans = new Map<string, NativeProduct | undefined>();
+  /** Algorithms that were chosen once, undefined where the library has none: by a number that shapes seldom have in common. */
+  readonly #plans = new Map<number, { shape: ProductShape; plan: NativeProduct | undefined }[]>();
 
   /** @param version of the library: "12.8.4" */
   private constructor(
@@ -66,16 +66,28 @@ export class Blas {
   plan(shape: ProductShape): NativeProduct | undefined {
     const { rows, columns, inner, transposeA, transposeB, dtype, outDtype } = shape;
     if (rows === 0 || columns === 0 || inner === 0) return undefined;
-    const key = `${rows} ${columns} ${inner} ${transposeA} ${transposeB} ${dtype} ${outDtype}`;
-    if (this.#plans.has(key)) return this.#plans.get(key);
+    const hash = rows + 3 * columns + 5 * inner;
+    const plans = this.#plans.get(hash) ?? [];
+    const known = plans.find((planned) => isSame(planned.shape, shape));
+    if (known) return known.plan;
     const [type, outType] = [TYPES[dtype], TYPES[outDtype]];
     const plan = deviceErrors(() =>
       this.#native.planProduct(rows, columns, inner, transposeA, transposeB, type, outType, MOST_WORKSPACE),
     );
-    this.#plans.set(key, plan);
+    const kept = { rows, columns, inner, transposeA, transposeB, dtype, outDtype };
+    this.#plans.set(hash, [...plans, { shape: kept, plan }]);
     return plan;
   }
 }
+
+const isSame = (one: ProductShape, other: ProductShape): boolean =>
+  one.rows === other.rows &&
+  one.columns === other.columns &&
+  one.inner === other.inner &&
+  one.transposeA === other.transposeA &&
+  one.transposeB === other.transposeB &&
+  one.dtype === other.dtype &&
+  one.outDtype === other.outDtype;
 
 /** "12.8.4" of 120804, "11.11.3" of 111103; "13.0.0" of 130000. */
 const versionOf = (version: number): string =>

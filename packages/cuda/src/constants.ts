@@ -12,13 +12,19 @@ export const PASSING: Limits = { most: 256, few: 32, bytes: 2 ** 26 };
 /** For constants of captured work. */
 export const LASTING: Limits = { most: Number.POSITIVE_INFINITY, few: 0, bytes: Number.POSITIVE_INFINITY };
 
+/** A device copy of some values. */
+interface Constant {
+  readonly values: Int32Array;
+  readonly block: Block;
+}
+
 /** Device copies of small integer arrays, by content. */
 export class Constants {
   readonly #pool: MemoryPool;
   readonly #upload: (pointer: number, values: Int32Array) => void;
   readonly #limits: Limits;
-  /** The last used last. */
-  readonly #blocks = new Map<string, Block>();
+  /** By hash, or the next number that was free; the last used last. */
+  readonly #constants = new Map<number, Constant>();
   #bytes = 0;
 
   constructor(pool: MemoryPool, upload: (pointer: number, values: Int32Array) => void, limits: Limits) {
@@ -30,36 +36,55 @@ export class Constants {
   /** The address of a copy of these values; 0 for none. */
   pointerOf(values: Int32Array): number {
     if (values.length === 0) return 0;
-    const content = Buffer.from(values.buffer, values.byteOffset, values.byteLength).toString("latin1");
-    const block = this.#blocks.get(content) ?? this.#add(values);
-    this.#blocks.delete(content);
-    this.#blocks.set(content, block);
-    this.#dropOldest();
-    return block.pointer;
+    let key = hashOf(values);
+    let constant = this.#constants.get(key);
+    while (constant !== undefined && !areSame(constant.values, values)) constant = this.#constants.get(++key);
+    constant ??= this.#add(values);
+    this.#constants.delete(key);
+    this.#constants.set(key, constant);
+    if (this.#isFull()) this.#dropOldest();
+    return constant.block.pointer;
   }
 
   /** Gives all memory back. */
   clear(): void {
-    for (const block of this.#blocks.values()) this.#pool.give(block);
-    this.#blocks.clear();
+    for (const { block } of this.#constants.values()) this.#pool.give(block);
+    this.#constants.clear();
     this.#bytes = 0;
   }
 
-  #add(values: Int32Array): Block {
+  #add(values: Int32Array): Constant {
     const block = this.#pool.take(values.byteLength);
     this.#upload(block.pointer, values);
     this.#bytes += block.byteLength;
-    return block;
+    return { values: values.slice(), block };
+  }
+
+  #isFull(): boolean {
+    const { most, few, bytes } = this.#limits;
+    const count = this.#constants.size;
+    return count > few && (count > most || this.#bytes > bytes);
   }
 
   #dropOldest(): void {
-    const { most, few, bytes } = this.#limits;
-    for (const [content, block] of this.#blocks) {
-      const count = this.#blocks.size;
-      if (count <= few || (count <= most && this.#bytes <= bytes)) return;
-      this.#blocks.delete(content);
+    for (const [key, { block }] of this.#constants) {
+      this.#constants.delete(key);
       this.#bytes -= block.byteLength;
       this.#pool.give(block);
+      if (!this.#isFull()) return;
     }
   }
+}
+
+/** FNV-1a over the values. */
+function hashOf(values: Int32Array): number {
+  let hash = values.length;
+  for (let i = 0; i < values.length; i++) hash = Math.imul(hash ^ values[i], 0x01000193);
+  return hash;
+}
+
+function areSame(one: Int32Array, other: Int32Array): boolean {
+  if (one.length !== other.length) return false;
+  for (let i = 0; i < one.length; i++) if (one[i] !== other[i]) return false;
+  return true;
 }

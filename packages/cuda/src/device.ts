@@ -60,11 +60,44 @@ export interface Scratch {
   [Symbol.dispose](): void;
 }
 
+/** Memory of a pool as {@link Scratch}. */
+class PoolScratch implements Scratch {
+  readonly pointer: number;
+  #live = true;
+
+  /** @param giveBack what becomes of it when it is disposed */
+  constructor(
+    readonly block: Block,
+    readonly pool: MemoryPool,
+    readonly byteLength: number,
+    private readonly giveBack: (scratch: PoolScratch) => void,
+  ) {
+    this.pointer = block.pointer;
+  }
+
+  dispose(): void {
+    if (!this.#live) return;
+    this.#live = false;
+    this.giveBack(this);
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
 /** A launch and the device time that it took. */
 export interface LaunchTime {
   /** The kernel's name, `fill` or `copy`. */
   readonly name: string;
   readonly milliseconds: number;
+}
+
+/** A launch between two events. */
+interface TimedLaunch {
+  readonly name: string;
+  readonly start: Handle;
+  readonly end: Handle;
 }
 
 /** What a capture under way keeps for its graph. */
@@ -81,6 +114,8 @@ const TENSOR_MAP_TYPES = { f16: 6, bf16: 9, f32: 7, i32: 3 } as const;
 const SWIZZLES = { 0: 0, 32: 1, 64: 2, 128: 3 } as const;
 /** Every kernel may use so much dynamic shared memory without asking. */
 const UNASKED_SHARED = 48 * 1024;
+/** What a launch has before its parameters: the grid's three extents, threads, and bytes of shared memory. */
+const LAUNCH_WORDS = 5;
 const DEFAULT_WORKSPACE = 896 * 2 ** 20;
 
 /**
@@ -111,10 +146,17 @@ export class Device {
   readonly #modules = new Map<string, Handle>();
   readonly #kernels = new Map<string, LoadedKernel>();
   readonly #constants: Constants;
+  /** Where the addon reads a launch from: `LaunchBlock` of `addon/device.h`. */
+  readonly #launchBlock: Int32Array;
   #capture: Capture | undefined;
-  /** What gives memory back that was freed by the work of {@link beside} under way. */
-  #freedBeside: (() => void)[] | undefined;
-  #launches: { name: string; start: Handle; end: Handle }[] | undefined;
+  readonly #hold = (storage: CudaStorage): void => this.#holdFor(this.#capture, storage, undefined);
+  /** Memory that was freed by the work of {@link beside} under way. */
+  #freedBeside: PoolScratch[] | undefined;
+  readonly #giveBack = (scratch: PoolScratch): void => {
+    if (this.#freedBeside) this.#freedBeside.push(scratch);
+    else scratch.pool.give(scratch.block);
+  };
+  #launches: TimedLaunch[] | undefined;
   #closed = false;
 
   /**
@@ -141,6 +183,7 @@ export class Device {
     this.maxWorkspaceBytes = checkBytes("maxWorkspaceBytes", options.maxWorkspaceBytes, DEFAULT_WORKSPACE);
     const maxBytes = checkBytes("maxBytes", options.maxBytes, Number.POSITIVE_INFINITY);
     this.#native = deviceErrors(() => new addon.Device(ordinal));
+    this.#launchBlock = new Int32Array(this.#native.launchMemory());
     const wanted = options.cublas ?? this.path !== "plain";
     this.#blas = wanted ? Blas.open(this.#native, blasLibraries(driverVersion)) : undefined;
     this.blasVersion = this.#blas?.version;
@@ -207,13 +250,19 @@ export class Device {
   ): void {
     const [x, y, z] = grid;
     if (x === 0 || y === 0 || z === 0) return;
-    const loaded = kernel as LoadedKernel;
-    if (sharedBytes > loaded.allowedShared) {
-      deviceErrors(() => this.#native.allowShared(loaded.handle, sharedBytes));
-      loaded.allowedShared = sharedBytes;
+    const { handle, name, allowedShared } = kernel as LoadedKernel;
+    if (sharedBytes > allowedShared) {
+      deviceErrors(() => this.#native.allowShared(handle, sharedBytes));
+      (kernel as LoadedKernel).allowedShared = sharedBytes;
     }
-    const { handle, name } = loaded;
-    this.#enqueue(name, (native) => native.launch(handle, x, y, z, threads, sharedBytes, args.packed, name));
+    const block = this.#launchBlock;
+    block[0] = x;
+    block[1] = y;
+    block[2] = z;
+    block[3] = threads;
+    block[4] = sharedBytes;
+    args.writeTo(block, LAUNCH_WORDS);
+    this.#enqueue(name, (native) => native.launch(handle, args.byteLength));
   }
 
   /**
@@ -223,27 +272,20 @@ export class Device {
   multiply(shape: ProductShape, a: number, b: number, out: number, addend = 0): boolean {
     const product = this.#blas?.plan(shape);
     if (product === undefined) return false;
-    using workspace = this.scratch(product.workspaceBytes);
-    let enqueued = false;
-    this.#enqueue("cublasLtMatmul", (native) => {
-      enqueued = native.runProduct(product.plan, a, b, addend, out, workspace.pointer);
-    });
-    return enqueued;
+    const workspace = this.scratch(product.workspaceBytes);
+    try {
+      return this.#enqueue("cublasLtMatmul", (native) =>
+        native.runProduct(product.plan, a, b, addend, out, workspace.pointer),
+      );
+    } finally {
+      workspace.dispose();
+    }
   }
 
   /** Temporary memory, not initialized. */
   scratch(byteLength: number): Scratch {
     const pool = this.#capture?.pool ?? this.#pool;
-    const block = pool.take(byteLength);
-    let live = true;
-    const give = () => pool.give(block);
-    const dispose = () => {
-      if (!live) return;
-      live = false;
-      if (this.#freedBeside) this.#freedBeside.push(give);
-      else give();
-    };
-    return { pointer: block.pointer, byteLength, dispose, [Symbol.dispose]: dispose };
+    return new PoolScratch(pool.take(byteLength), pool, byteLength, this.#giveBack);
   }
 
   /** Memory of a tensor, not initialized. */
@@ -251,7 +293,9 @@ export class Device {
     const capture = this.#capture;
     const pool = capture?.pool ?? this.#pool;
     const block = pool.take(byteLength);
-    const onUse = (storage: CudaStorage) => this.#holdFor(this.#capture, storage, capture);
+    const onUse = capture
+      ? (storage: CudaStorage) => this.#holdFor(this.#capture, storage, capture)
+      : this.#hold;
     return new CudaStorage(block.pointer, byteLength, onUse, () => pool.give(block));
   }
 
@@ -268,10 +312,10 @@ export class Device {
    * @returns has what is enqueued after its call wait for that work; to be called before anything uses its results, and in any case
    */
   beside(run: () => void): () => void {
-    const freed: (() => void)[] = [];
+    const freed: PoolScratch[] = [];
     const join = () => {
       deviceErrors(() => this.#native.joinBeside());
-      for (const give of freed.splice(0)) give();
+      for (const { pool, block } of freed.splice(0)) pool.give(block);
     };
     deviceErrors(() => this.#native.beginBeside());
     this.#freedBeside = freed;
@@ -364,7 +408,7 @@ export class Device {
   /** The device time of each launch, fill and copy that `run` enqueues, in order. */
   async profile(run: () => void): Promise<LaunchTime[]> {
     this.#refuseWhileCapturing("profile operations outside of it");
-    const launches: { name: string; start: Handle; end: Handle }[] = [];
+    const launches: TimedLaunch[] = [];
     try {
       this.#launches = launches;
       try {
@@ -453,19 +497,23 @@ export class Device {
     if (this.#capture) throw new DeviceError("cuda", `not possible inside a capture: ${instead}`);
   }
 
-  #enqueue(name: string, call: (native: NativeDevice) => void): void {
-    const launches = this.#launches;
-    if (launches === undefined) {
-      deviceErrors(() => call(this.#native));
-      return;
+  #enqueue<T>(name: string, call: (native: NativeDevice) => T): T {
+    const timed = this.#launches && this.#timedLaunch(this.#launches, name);
+    try {
+      if (timed) this.#native.recordEvent(timed.start);
+      const result = call(this.#native);
+      if (timed) this.#native.recordEvent(timed.end);
+      return result;
+    } catch (error) {
+      throw toDeviceError(error);
     }
+  }
+
+  #timedLaunch(launches: TimedLaunch[], name: string): TimedLaunch {
     const [start, end] = this.#events(2);
-    launches.push({ name, start, end });
-    deviceErrors(() => {
-      this.#native.recordEvent(start);
-      call(this.#native);
-      this.#native.recordEvent(end);
-    });
+    const timed = { name, start, end };
+    launches.push(timed);
+    return timed;
   }
 
   async #wait<T>(call: (native: NativeDevice) => Promise<T>): Promise<T> {

@@ -33,9 +33,13 @@ const CLASSES_PER_OCTAVE = 16;
 /** How many classes larger than needed a block may be that is reused. */
 const REUSE_CLASSES = 2;
 
+/** The largest power of two up to a number ≥ 1. */
+const largestPower = (x: number): number =>
+  x < 2 ** 31 ? 1 << (31 - Math.clz32(x)) : 2 ** Math.floor(Math.log2(x));
+
 /** The size of the blocks that serve requests of so many bytes. */
 export function sizeClass(byteLength: number): number {
-  const octave = 2 ** Math.floor(Math.log2(Math.max(byteLength, 1)));
+  const octave = largestPower(Math.max(byteLength, 1));
   const step = Math.max(SMALLEST_CLASS, byteLength < LARGE ? octave : octave / CLASSES_PER_OCTAVE);
   return Math.ceil(Math.max(byteLength, 1) / step) * step;
 }
@@ -47,7 +51,8 @@ export function sizeClass(byteLength: number): number {
 export class MemoryPool {
   readonly #source: MemorySource;
   readonly #maxBytes: number;
-  readonly #free = new Map<number, number[]>();
+  /** By size. */
+  readonly #free = new Map<number, Block[]>();
   #used = 0;
   #cached = 0;
   #peak = 0;
@@ -87,16 +92,14 @@ export class MemoryPool {
     this.#used -= block.byteLength;
     this.#cached += block.byteLength;
     const list = this.#free.get(block.byteLength);
-    if (list) list.push(block.pointer);
-    else this.#free.set(block.byteLength, [block.pointer]);
+    if (list) list.push(block);
+    else this.#free.set(block.byteLength, [block]);
     if (this.#closed) this.release();
   }
 
   /** Gives what is cached back to the source. */
   release(): void {
-    const blocks = [...this.#free].flatMap(([byteLength, pointers]) =>
-      pointers.map((pointer) => ({ pointer, byteLength })),
-    );
+    const blocks = [...this.#free.values()].flat();
     this.#free.clear();
     this.#cached = 0;
     if (blocks.length > 0) this.#source.free(blocks);
@@ -111,10 +114,10 @@ export class MemoryPool {
   #reuse(byteLength: number): Block | undefined {
     let size = sizeClass(byteLength);
     for (let i = 0; i <= REUSE_CLASSES; i++, size = sizeClass(size + 1)) {
-      const pointer = this.#free.get(size)?.pop();
-      if (pointer === undefined) continue;
+      const block = this.#free.get(size)?.pop();
+      if (block === undefined) continue;
       this.#cached -= size;
-      return { pointer, byteLength: size };
+      return block;
     }
     return undefined;
   }

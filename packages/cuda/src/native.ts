@@ -39,16 +39,9 @@ export interface NativeDevice {
   loadModule(image: Uint8Array): Handle;
   getFunction(module: Handle, name: string): Handle;
   allowShared(kernel: Handle, bytes: number): void;
-  launch(
-    kernel: Handle,
-    x: number,
-    y: number,
-    z: number,
-    threads: number,
-    sharedBytes: number,
-    parameters: Uint8Array,
-    name: string,
-  ): void;
+  /** Where the next launch is described: `LaunchBlock` of `addon/device.h`. */
+  launchMemory(): ArrayBuffer;
+  launch(kernel: Handle, parameterBytes: number): void;
   tensorMap(
     pointer: number,
     type: number,

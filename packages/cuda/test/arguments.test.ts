@@ -11,6 +11,15 @@ it("packs members at multiples of their alignment, little-endian", () => {
   );
 });
 
+it("writes what it packs into memory of words", () => {
+  const args = new Arguments().int(-2).pointer(0x7f12_3456_7890).float(1.5);
+  const target = new Int32Array(8).fill(9);
+  args.writeTo(target, 2);
+  expect(args.byteLength).toBe(20);
+  expect(Buffer.from(target.buffer, 8, 20).toString("hex")).toBe(hex(args));
+  expect([target[1], target[7]]).toEqual([9, 9]);
+});
+
 it("has no padding behind the last member", () => {
   expect(new Arguments().packed.length).toBe(0);
   expect(new Arguments().int(1).packed.length).toBe(4);

@@ -27,6 +27,8 @@ async function finite(tensors) {
 const problems = [
   { tokens: 700, heads: 4, kvHeads: 2, headDim: 128, blockSize: 64, topK: 3, dtype: "bf16" },
   { tokens: 530, heads: 2, kvHeads: 2, headDim: 64, blockSize: 128, topK: 3, dtype: "f16" },
+  { tokens: 300, heads: 2, kvHeads: 2, headDim: 128, blockSize: 128, topK: 2, dtype: "bf16" },
+  { tokens: 300, heads: 2, kvHeads: 1, headDim: 64, blockSize: 128, topK: 2, dtype: "bf16" },
   { tokens: 150, heads: 2, kvHeads: 1, headDim: 40, blockSize: 16, topK: 4, dtype: "f32" },
 ];
 for (const { tokens, heads, kvHeads, headDim, blockSize, topK, dtype } of problems) {

@@ -35,7 +35,7 @@ export class Variable {
 }
 
 /**
- * One gradient for each input; they belong to the caller.
+ * One gradient for each input; they belong to the caller. The one that arrived may be among them, once.
  * @param before of operations that can add it to the first input's gradient on the way, what that input has of others
  */
 type Backward = (gradient: Tensor, before?: Tensor) => readonly Tensor[];
@@ -61,9 +61,6 @@ export interface TapeOptions {
 /** The option of what is added, if there is anything. */
 const plus = (addend: Tensor | undefined) => (addend ? { addend } : {});
 
-/** A tensor of its own over the same memory. */
-const share = (tensor: Tensor): Tensor => tensor.reshape(tensor.shape);
-
 /**
  * Reverse-mode differentiation: runs operations of a backend, remembers them, and goes back through them once. Going back
  * disposes each operation's result and what it saved as soon as its gradients are made, so memory falls all the way.
@@ -88,15 +85,17 @@ export class Tape {
    */
   backward(output: Variable, gradient: Tensor): void {
     if (!this.#record) throw new ArgumentError("tape", "a tape that does not record", "one that records");
-    accumulate(this.backend, output, share(gradient));
+    accumulate(this.backend, output, gradient.reshape(gradient.shape)); // a tensor of its own over the same memory
     for (let node = this.#nodes.pop(); node; node = this.#nodes.pop()) {
       const arrived = node.output.takeGradient();
       if (arrived) {
         const before = node.adds ? node.inputs[0].takeGradient() : undefined;
         const gradients = node.backward(arrived, before);
-        for (const [i, input] of node.inputs.entries()) accumulate(this.backend, input, gradients[i]);
+        node.inputs.forEach((input, i) => {
+          accumulate(this.backend, input, gradients[i]);
+        });
         before?.dispose();
-        arrived.dispose();
+        if (!gradients.includes(arrived)) arrived.dispose();
       }
       node.output.value.dispose();
       for (const tensor of node.saved) tensor.dispose();
@@ -140,7 +139,7 @@ export class Tape {
    */
   cast(parameter: Variable, dtype: FloatDType): Variable {
     if (parameter.value.dtype === dtype) return parameter;
-    return this.#result([parameter], this.backend.cast(parameter.value, dtype), [], (d) => [share(d)]);
+    return this.#result([parameter], this.backend.cast(parameter.value, dtype), [], (d) => [d]);
   }
 
   /** `x` in another shape over the same memory. */
@@ -157,7 +156,7 @@ export class Tape {
     const backward = (d: Tensor, before?: Tensor) => [
       backend.matmul(d, weight.value, plus(before)),
       backend.matmul(d, x.value, { transposeA: true }),
-      ...(addend ? [share(d)] : []),
+      ...(addend ? [d] : []),
     ];
     return this.#result([x, weight, ...(addend ? [addend] : [])], value, [], backward, true);
   }
@@ -174,7 +173,7 @@ export class Tape {
   rmsNorm(x: Variable, weight: Variable, options: RmsNormOptions): Variable {
     const { backend } = this;
     const backward = (d: Tensor, before?: Tensor) => {
-      const gradients = backend.rmsNormBackward(d, x.value, weight.value, { ...options, ...plus(before) });
+      const gradients = backend.rmsNormBackward(d, x.value, weight.value, { ...plus(before), ...options });
       return [gradients.dx, gradients.dWeight];
     };
     return this.#result([x, weight], backend.rmsNorm(x.value, weight.value, options), [], backward, true);

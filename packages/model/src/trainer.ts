@@ -148,7 +148,7 @@ export class Trainer {
     if (batches.length === 0) throw new ArgumentError("batches", batches, "at least one batch");
     const step = this.#step + 1;
     const learningRate = learningRateAt(step, this.options);
-    const tokens = batches.reduce((sum, { targets }) => sum + targets.filter((y) => y >= 0).length, 0);
+    const tokens = batches.reduce((sum, { targets }) => sum + countTargets(targets), 0);
     const norm = this.#gradientNorm;
     this.model.backend.write(this.#schedule, [step, learningRate]);
     const summedLoss = this.#enqueue(batches, 1 / Math.max(1, tokens));
@@ -241,8 +241,8 @@ export class Trainer {
     const parameters = [...model.parameters].map(([name, variable]) => ({
       parameter: variable.value,
       gradient: variable.takeGradient() as Tensor,
-      ...(this.#moments.get(name) as Moments),
       weightDecay: variable.value.shape.length === 2 ? weightDecay : 0,
+      ...(this.#moments.get(name) as Moments),
     }));
     backend.adamw(parameters, this.#schedule, this.#gradientNorm, { beta1, beta2, clipNorm });
     for (const { gradient } of parameters) gradient.dispose();
@@ -269,6 +269,13 @@ export class Trainer {
       v.dispose();
     }
   }
+}
+
+/** Tokens that have a target. */
+function countTargets(targets: ArrayLike<number>): number {
+  let count = 0;
+  for (let t = 0; t < targets.length; t++) if (targets[t] >= 0) count += 1;
+  return count;
 }
 
 function disposeInputs(inputs: readonly StepInput[]): void {

@@ -149,7 +149,7 @@ export abstract class Backend extends DecodingOperations {
     const output = sameAsQ("out", out);
     checkTensor(this, "lse", lse, ["f32"], "[T, H]");
     checkExtents("lse", lse, [tokens, heads], "[T, H]");
-    return { ...problem, dOut: gradient, out: output, lse };
+    return { dOut: gradient, out: output, lse, ...problem };
   }
 
   #gradients({ q, k, dtype }: AttentionProblem) {
@@ -175,7 +175,7 @@ export abstract class Backend extends DecodingOperations {
     this.#checkSupport("attention", problem.dtype);
     return this.produce(
       () => this.#attentionOutputs(problem),
-      (outputs) => this.runAttention({ ...problem, causal }, outputs),
+      (outputs) => this.runAttention({ causal, ...problem }, outputs),
     );
   }
 
@@ -199,7 +199,7 @@ export abstract class Backend extends DecodingOperations {
     this.#checkSupport("attentionBackward", problem.dtype);
     return this.produce(
       () => this.#gradients(problem),
-      (outputs) => this.runAttentionBackward({ ...problem, causal }, outputs),
+      (outputs) => this.runAttentionBackward({ causal, ...problem }, outputs),
     );
   }
 
@@ -215,7 +215,7 @@ export abstract class Backend extends DecodingOperations {
     this.#checkSupport("windowAttention", problem.dtype);
     return this.produce(
       () => this.#attentionOutputs(problem),
-      (outputs) => this.runWindowAttention({ ...problem, window: options.window }, outputs),
+      (outputs) => this.runWindowAttention({ window: options.window, ...problem }, outputs),
     );
   }
 
@@ -239,7 +239,7 @@ export abstract class Backend extends DecodingOperations {
     this.#checkSupport("windowAttentionBackward", problem.dtype);
     return this.produce(
       () => this.#gradients(problem),
-      (outputs) => this.runWindowAttentionBackward({ ...problem, window: options.window }, outputs),
+      (outputs) => this.runWindowAttentionBackward({ window: options.window, ...problem }, outputs),
     );
   }
 
@@ -330,7 +330,7 @@ export abstract class Backend extends DecodingOperations {
     this.#checkSupport("attend", problem.dtype);
     return this.produce(
       () => this.#attentionOutputs(problem),
-      (outputs) => this.runAttend({ ...problem, routing }, outputs),
+      (outputs) => this.runAttend({ routing, ...problem }, outputs),
     );
   }
 
@@ -357,7 +357,7 @@ export abstract class Backend extends DecodingOperations {
     this.#checkSupport("attendBackward", problem.dtype);
     return this.produce(
       () => this.#gradients(problem),
-      (outputs) => this.runAttendBackward({ ...problem, routing }, outputs),
+      (outputs) => this.runAttendBackward({ routing, ...problem }, outputs),
     );
   }
 
@@ -459,7 +459,7 @@ export abstract class Backend extends DecodingOperations {
     this.#checkSupport("keyConvBackward", problem.dtype);
     return this.produce(
       () => ({ dk: this.empty(k.shape, problem.dtype), dWeights: this.empty(weights.shape, problem.dtype) }),
-      (outputs) => this.runKeyConvBackward({ ...problem, dOut }, outputs),
+      (outputs) => this.runKeyConvBackward({ dOut, ...problem }, outputs),
     );
   }
 

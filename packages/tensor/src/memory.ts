@@ -82,14 +82,19 @@ export abstract class DeviceMemory {
   #closed = false;
   #bytes = 0;
   #peakBytes = 0;
-  readonly #live = new Set<LiveRecord>();
-  readonly #records = new WeakMap<Tensor, LiveRecord>();
+  /** Scopes under way, the innermost last, each with its tensors. */
   readonly #scopes: Set<Tensor>[] = [];
-  /** The safety net: a tensor collected undisposed releases its storage. */
+  /** What is noted of the tensors that no scope will dispose; of the others it is noted when somebody asks. */
+  readonly #unscoped = new Set<LiveRecord>();
+  readonly #records = new WeakMap<Tensor, LiveRecord>();
+  /** The safety net: an unscoped tensor collected undisposed releases its storage. */
   readonly #collected = new FinalizationRegistry<LiveRecord>((record) => {
-    this.#live.delete(record);
+    this.#unscoped.delete(record);
     record.owner.release();
   });
+  readonly #onFree = ({ byteLength }: Storage): void => {
+    this.#bytes -= byteLength;
+  };
 
   /** Memory for `byteLength` bytes (possibly 0). @throws DeviceError when there is none. */
   protected abstract allocate(byteLength: number, dtype: DType): Storage;
@@ -159,12 +164,14 @@ export abstract class DeviceMemory {
 
   /** What this backend's memory holds now. */
   memory(): MemoryReport {
-    return { tensors: this.#live.size, bytes: this.#bytes, peakBytes: this.#peakBytes };
+    const tensors = this.#scopes.reduce((sum, { size }) => sum + size, this.#unscoped.size);
+    return { tensors, bytes: this.#bytes, peakBytes: this.#peakBytes };
   }
 
   /** The tensors made and not yet disposed. */
   liveTensors(): LiveTensor[] {
-    return [...this.#live];
+    const scoped = this.#scopes.flatMap((scope) => [...scope].map((tensor) => this.#recordOf(tensor)));
+    return [...this.#unscoped, ...scoped];
   }
 
   /**
@@ -173,20 +180,38 @@ export abstract class DeviceMemory {
    * @throws ArgumentError when `body` returns a promise: what runs later would be outside the scope.
    */
   scope<T>(body: () => T): T {
-    const made = new Set<Tensor>();
-    this.#scopes.push(made);
-    let result: T | undefined;
+    const made = this.#open();
     try {
-      result = body();
+      const result = body();
       if (result instanceof Promise) {
         result.catch(() => undefined); // it fails on disposed tensors, which says nothing new
         throw new ArgumentError("body", result, "a function that returns no promise");
       }
-      for (const kept of tensorsIn(result)) if (made.delete(kept)) this.#scopes.at(-2)?.add(kept);
+      forEachTensor(result, (kept) => this.#handOut(kept));
       return result;
     } finally {
-      this.#scopes.pop();
+      this.#close(made);
+    }
+  }
+
+  #open(): Set<Tensor> {
+    const made = new Set<Tensor>();
+    this.#scopes.push(made);
+    return made;
+  }
+
+  /** Hands a tensor of the innermost scope, if it is one, to the scope around it. */
+  #handOut(tensor: Tensor): void {
+    const innermost = this.#scopes.length - 1;
+    if (this.#scopes[innermost].delete(tensor)) this.#keep(tensor, this.#scopes[innermost - 1]);
+  }
+
+  /** Ends the innermost scope. */
+  #close(made: Set<Tensor>): void {
+    try {
       for (const tensor of made) tensor.dispose();
+    } finally {
+      this.#scopes.pop();
     }
   }
 
@@ -222,11 +247,17 @@ export abstract class DeviceMemory {
 
   /** @internal See `Tensor.dispose`. */
   released(tensor: Tensor): void {
-    const record = this.#records.get(tensor);
-    if (record) this.#live.delete(record);
-    this.#collected.unregister(tensor);
-    for (const scope of this.#scopes) scope.delete(tensor);
+    if (!this.#leaveScope(tensor)) {
+      this.#unscoped.delete(this.#recordOf(tensor));
+      this.#collected.unregister(tensor);
+    }
     tensor.owner.release();
+  }
+
+  /** Takes a tensor out of its scope, if it is in one: mostly the innermost or the next. */
+  #leaveScope(tensor: Tensor): boolean {
+    for (let i = this.#scopes.length - 1; i >= 0; i--) if (this.#scopes[i].delete(tensor)) return true;
+    return false;
   }
 
   /** An uninitialized tensor, for backends and their compositions. */
@@ -235,22 +266,35 @@ export abstract class DeviceMemory {
     const storage = this.allocate(sizeOf(shape) * bytesPerElement(dtype), dtype);
     this.#bytes += storage.byteLength;
     this.#peakBytes = Math.max(this.#peakBytes, this.#bytes);
-    const owner = new StorageOwner(storage, ({ byteLength }) => {
-      this.#bytes -= byteLength;
-    });
-    return this.#track(shape, dtype, owner);
+    return this.#track(shape, dtype, new StorageOwner(storage, this.#onFree));
   }
 
   #track<D extends DType>(shape: readonly number[], dtype: D, owner: StorageOwner): Tensor<D> {
     // Every DeviceMemory is a Backend: only Backend extends it.
     const tensor = new Tensor(this as unknown as Backend, shape, dtype, owner);
-    const where = this.debug.traceTensors ? `\n${new Error("made here").stack}` : "";
-    const record = new LiveRecord(tensor, where);
-    this.#live.add(record);
-    this.#records.set(tensor, record);
-    this.#collected.register(tensor, record, tensor);
-    this.#scopes.at(-1)?.add(tensor);
+    if (this.debug.traceTensors) this.#recordOf(tensor, `\n${new Error("made here").stack}`);
+    this.#keep(tensor, this.#scopes.at(-1));
     return tensor;
+  }
+
+  /** Has a scope dispose a tensor; without one, its owner or the garbage collector will. */
+  #keep(tensor: Tensor, scope: Set<Tensor> | undefined): void {
+    if (scope) {
+      scope.add(tensor);
+      return;
+    }
+    const record = this.#recordOf(tensor);
+    this.#unscoped.add(record);
+    this.#collected.register(tensor, record, tensor);
+  }
+
+  /** What is noted of a tensor, from the first time that it is asked for. */
+  #recordOf(tensor: Tensor, where = ""): LiveRecord {
+    const known = this.#records.get(tensor);
+    if (known) return known;
+    const record = new LiveRecord(tensor, where);
+    this.#records.set(tensor, record);
+    return record;
   }
 
   #checkOpen(): void {
@@ -259,12 +303,16 @@ export abstract class DeviceMemory {
 
   /** Makes the outputs, runs the kernel, and disposes the outputs when the kernel throws. */
   protected produce<R extends Record<string, Tensor>>(make: () => R, run: (outputs: R) => void): R {
-    return this.scope(() => {
+    const made = this.#open();
+    try {
       const outputs = make();
-      if (this.debug.poisonOutputs) for (const output of Object.values(outputs)) this.#poison(output);
+      if (this.debug.poisonOutputs) for (const name in outputs) this.#poison(outputs[name]);
       run(outputs);
+      for (const name in outputs) this.#handOut(outputs[name]);
       return outputs;
-    });
+    } finally {
+      this.#close(made);
+    }
   }
 
   #poison(output: Tensor): void {
@@ -274,6 +322,14 @@ export abstract class DeviceMemory {
     this.upload(output.storage, poison);
   }
 }
+
+const STORAGE_ARRAYS = {
+  f32: Float32Array,
+  f16: Uint16Array,
+  bf16: Uint16Array,
+  i32: Int32Array,
+  u32: Uint32Array,
+} as const;
 
 /** Values as a dtype stores them, checked. */
 function storedValues<D extends DType>(
@@ -286,16 +342,22 @@ function storedValues<D extends DType>(
   }
   if (data.length !== sizeOf(shape))
     throw new ShapeError("shape", shape, `of ${data.length} elements, as data has`);
-  const raw = bytesPerElement(dtype) === 2 && data instanceof Uint16Array;
-  return raw ? (data as unknown as TypedArrays[D]) : encode(data, dtype);
+  return isStored(data, dtype) ? data : encode(data, dtype);
 }
 
-/** Every tensor in a value made of tensors, routings, arrays and plain objects. */
-function tensorsIn(value: unknown): Tensor[] {
-  if (isTensor(value)) return [value];
-  if (value instanceof Routing) return [value.indices];
-  if (Array.isArray(value)) return value.flatMap(tensorsIn);
-  const plain =
-    typeof value === "object" && value !== null && Object.getPrototypeOf(value) === Object.prototype;
-  return plain ? Object.values(value).flatMap(tensorsIn) : [];
+/**
+ * Whether an array is one that stores the dtype, so that there is nothing to round or refuse; shared memory is copied, since it may change.
+ */
+const isStored = <D extends DType>(data: object, dtype: D): data is TypedArrays[D] =>
+  data instanceof STORAGE_ARRAYS[dtype] && data.buffer instanceof ArrayBuffer;
+
+/** Calls `visit` with every tensor in a value made of tensors, routings, arrays and plain objects. */
+function forEachTensor(value: unknown, visit: (tensor: Tensor) => void): void {
+  if (typeof value !== "object" || value === null) return;
+  if (isTensor(value)) visit(value);
+  else if (value instanceof Routing) visit(value.indices);
+  else if (Array.isArray(value)) for (const item of value) forEachTensor(item, visit);
+  else if (Object.getPrototypeOf(value) === Object.prototype) {
+    for (const item of Object.values(value)) forEachTensor(item, visit);
+  }
 }

@@ -237,7 +237,7 @@ export abstract class NeuralOperations extends DeviceMemory {
       ({ out }) =>
         addend === undefined
           ? this.runMatmul(problem, out)
-          : this.runMatmulAdd({ ...problem, addend: addend as Tensor<FloatDType> }, out),
+          : this.runMatmulAdd({ addend: addend as Tensor<FloatDType>, ...problem }, out),
     ).out;
   }
 
@@ -325,13 +325,13 @@ export abstract class NeuralOperations extends DeviceMemory {
     const { addend } = options;
     if (addend !== undefined) this.#checkAddend(addend, x.shape, dtype);
     this.#checkSupport("rmsNormBackward", dtype);
-    const backward = { ...problem, dOut: gradient };
+    const backward = { dOut: gradient, ...problem };
     return this.produce(
       () => ({ dx: this.empty(x.shape, dtype), dWeight: this.empty(weight.shape, dtype) }),
       (outputs) =>
         addend === undefined
           ? this.runRmsNormBackward(backward, outputs)
-          : this.runRmsNormBackwardAdd({ ...backward, addend: addend as Tensor<FloatDType> }, outputs),
+          : this.runRmsNormBackwardAdd({ addend: addend as Tensor<FloatDType>, ...backward }, outputs),
     );
   }
 
@@ -436,7 +436,7 @@ export abstract class NeuralOperations extends DeviceMemory {
     this.#checkSupport("crossEntropyBackward", dtype);
     return this.produce(
       () => ({ dLogits: this.empty(shape, dtype) }),
-      ({ dLogits }) => this.runCrossEntropyBackward({ ...problem, dLoss, lse }, dLogits),
+      ({ dLogits }) => this.runCrossEntropyBackward({ dLoss, lse, ...problem }, dLogits),
     ).dLogits;
   }
 
@@ -489,7 +489,7 @@ export abstract class NeuralOperations extends DeviceMemory {
         dx: this.empty(x.shape, dtype),
         dWeight: this.empty(weight.shape, dtype),
       }),
-      (outputs) => this.runLinearCrossEntropyBackward({ ...problem, dLoss }, outputs),
+      (outputs) => this.runLinearCrossEntropyBackward({ dLoss, ...problem }, outputs),
     );
   }
 
@@ -604,9 +604,9 @@ export abstract class NeuralOperations extends DeviceMemory {
     checkTensor(this, `${argument}.gradient`, gradient, FLOAT_DTYPES);
     checkTensor(this, `${argument}.m`, m, ["f32"]);
     checkTensor(this, `${argument}.v`, v, ["f32"]);
-    for (const [name, tensor] of Object.entries({ gradient, m, v })) {
-      checkExtents(`${argument}.${name}`, tensor, parameter.shape, "that of parameter");
-    }
+    checkExtents(`${argument}.gradient`, gradient, parameter.shape, "that of parameter");
+    checkExtents(`${argument}.m`, m, parameter.shape, "that of parameter");
+    checkExtents(`${argument}.v`, v, parameter.shape, "that of parameter");
     checkRange(`${argument}.weightDecay`, weightDecay, 0, Number.MAX_VALUE);
     return { parameter, gradient, m, v, weightDecay };
   }

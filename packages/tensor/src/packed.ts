@@ -25,21 +25,19 @@ export function checkCuSeqlens(
   if (!(value instanceof Int32Array || Array.isArray(value)) || value.length === 0) {
     throw new ArgumentError(argument, value, "an Int32Array or array of batch + 1 integers");
   }
+  const refuse = (i: number, expected: string): never => {
+    throw new ArgumentError(`${argument}[${i}]`, value[i], expected);
+  };
   for (let i = 0; i < value.length; i++) {
     const entry = value[i];
-    const at = `${argument}[${i}]`;
-    if (!Number.isInteger(entry)) throw new ArgumentError(at, entry, "an integer");
-    if (i === 0 && entry !== 0) throw new ArgumentError(at, entry, "0");
-    if (i > 0 && entry < value[i - 1]) {
-      throw new ArgumentError(at, entry, `at least ${value[i - 1]}, the entry before it`);
-    }
-    if (entry > tokens) throw new ArgumentError(at, entry, `at most ${tokens}, the number of tokens`);
+    if (!Number.isInteger(entry)) refuse(i, "an integer");
+    if (i === 0 && entry !== 0) refuse(i, "0");
+    if (i > 0 && entry < value[i - 1]) refuse(i, `at least ${value[i - 1]}, the entry before it`);
+    if (entry > tokens) refuse(i, `at most ${tokens}, the number of tokens`);
   }
-  const last = value[value.length - 1];
-  if (last !== tokens) {
-    throw new ArgumentError(`${argument}[${value.length - 1}]`, last, `${tokens}, the number of tokens`);
-  }
-  return Int32Array.from(value);
+  const last = value.length - 1;
+  if (value[last] !== tokens) refuse(last, `${tokens}, the number of tokens`);
+  return new Int32Array(value);
 }
 
 /**
@@ -59,8 +57,11 @@ export function cuSeqlensFromLengths(lengths: readonly number[]): CuSeqlens {
 }
 
 /** The length of each sequence, in tokens. */
-export const sequenceLengths = (cuSeqlens: CuSeqlens): number[] =>
-  Array.from(cuSeqlens.subarray(1), (end, s) => end - cuSeqlens[s]);
+export const sequenceLengths = (cuSeqlens: CuSeqlens): number[] => {
+  const lengths: number[] = [];
+  for (let s = 0; s + 1 < cuSeqlens.length; s++) lengths.push(cuSeqlens[s + 1] - cuSeqlens[s]);
+  return lengths;
+};
 
 /**
  * A uniform batch `[batch, N, H, d]` as the packed layout `[batch·N, H, d]` with its cumulative lengths. The packed tensor

@@ -52,7 +52,7 @@ export class Tensor<D extends DType = DType> {
   /** @internal Backends make tensors; see `Backend.tensor`. */
   constructor(backend: Backend, shape: readonly number[], dtype: D, owner: StorageOwner) {
     this.backend = backend;
-    this.shape = Object.freeze([...shape]);
+    this.shape = Object.isFrozen(shape) ? shape : Object.freeze([...shape]);
     this.dtype = dtype;
     this.size = sizeOf(shape);
     this.owner = owner;

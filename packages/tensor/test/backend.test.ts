@@ -5,6 +5,7 @@ import {
   DTypeError,
   isTensor,
   LeakError,
+  type LiveTensor,
   leakCheck,
   packUniform,
   ShapeError,
@@ -104,6 +105,25 @@ describe("scopes", () => {
     expect(failing).toThrow(RangeError);
     expect(() => backend.scope(async () => backend.zeros([1]))).toThrow(ArgumentError);
     expect(backend.memory().tensors).toBe(0);
+  });
+
+  it("show what they hold, which is the same when it has left them", () => {
+    const seen: LiveTensor[] = [];
+    const kept = backend.scope(() => {
+      const made = backend.scope(() => {
+        backend.zeros([3], "i32");
+        const result = backend.zeros([2]);
+        seen.push(...backend.liveTensors());
+        return result;
+      });
+      expect(backend.memory()).toEqual({ tensors: 1, bytes: 8, peakBytes: 20 });
+      return made;
+    });
+    expect(seen.map(({ description }) => description)).toEqual(["i32 [3]", "f32 [2]"]);
+    expect(backend.liveTensors()).toEqual([seen[1]]);
+    expect(backend.liveTensors()[0]).toBe(seen[1]);
+    kept.dispose();
+    expect(backend.liveTensors()).toEqual([]);
   });
 
   it("allow disposing inside", () => {

@@ -55,7 +55,7 @@ function denseBackward(
   queryGradients(
     device,
     problem,
-    { ...sight, ranges, indices: 0, slots: 1, blockSize: 1 },
+    { ranges, indices: 0, slots: 1, blockSize: 1, ...sight },
     deltas.pointer,
     gradients,
   );
@@ -63,7 +63,7 @@ function denseBackward(
   keyGradients(
     device,
     problem,
-    { ...sight, ...taken, ranges, slots: 0, blockSize: 1 },
+    { ranges, slots: 0, blockSize: 1, ...sight, ...taken },
     deltas.pointer,
     gradients,
   );
@@ -106,7 +106,7 @@ export function attendBackward(
   queryGradients(
     device,
     problem,
-    { ...sight, indices: pointerOf(routing.indices) },
+    { indices: pointerOf(routing.indices), ...sight },
     deltas.pointer,
     gradients,
   );

@@ -264,7 +264,6 @@ export function slotAttendBackward(
       using partial = device.scratch(share.queries ? rowBytes * rows : 0);
       using steps = device.scratch(share.queries ? stepBytes * rows : 0);
       const wave = {
-        ...cut,
         lists,
         firstKvHead: share.firstKvHead,
         kvHeads: share.kvHeads,
@@ -275,13 +274,14 @@ export function slotAttendBackward(
         pieces: pieces.pointer,
         dk: share.keys ? pointerOf(gradients.dk) : 0,
         dv: share.keys ? pointerOf(gradients.dv) : 0,
+        ...cut,
       };
       kernel.differentiate(wave);
       const following = waves[i + 1];
       const join = following && device.beside(() => (next = listsOf(following)));
       try {
         if (share.keys) sumPieces(device, problem, { ...wave, pieceRanges: cut.pieceRanges }, gradients);
-        if (share.queries) mergeSlots(device, problem, { ...wave, packed: kernel.packed }, gradients);
+        if (share.queries) mergeSlots(device, problem, { packed: kernel.packed, ...wave }, gradients);
       } finally {
         join?.();
       }

@@ -5,26 +5,23 @@ import { columnSums } from "./column_sums.js";
 
 /** `Backend.matmul`. */
 export function matmul(device: Device, problem: MatmulProblem, out: Tensor<FloatDType>): void {
-  const { a, b } = problem;
-  product(
-    device,
-    { ...problem, dtype: a.dtype, outDtype: out.dtype },
-    pointerOf(a),
-    pointerOf(b),
-    pointerOf(out),
-  );
+  product(device, shapeOf(problem, out), pointerOf(problem.a), pointerOf(problem.b), pointerOf(out));
 }
 
 /** The same plus an addend, in one step. Returns false where there is none for it. */
 export function matmulAdd(
   device: Device,
-  { addend, ...problem }: MatmulProblem & { addend: Tensor<FloatDType> },
+  problem: MatmulProblem & { addend: Tensor<FloatDType> },
   out: Tensor<FloatDType>,
 ): boolean {
-  const { a, b } = problem;
-  const shape = { ...problem, dtype: a.dtype, outDtype: out.dtype };
-  return device.multiply(shape, pointerOf(a), pointerOf(b), pointerOf(out), pointerOf(addend));
+  const [a, b, addend] = [pointerOf(problem.a), pointerOf(problem.b), pointerOf(problem.addend)];
+  return device.multiply(shapeOf(problem, out), a, b, pointerOf(out), addend);
 }
+
+const shapeOf = (
+  { a, rows, columns, inner, transposeA, transposeB }: MatmulProblem,
+  out: Tensor<FloatDType>,
+): ProductShape => ({ rows, columns, inner, transposeA, transposeB, dtype: a.dtype, outDtype: out.dtype });
 
 /**
  * A product of matrices at these addresses: by cuBLASLt where it is found, else by the kernels here. Where the result is float32 and

@@ -36,7 +36,7 @@ export const RANGE = 4096;
 
 /** The queries in ranges of at most `most`. */
 export const routedRanges = (device: Device, problem: CentroidRouting, most: number): Ranges =>
-  queryRanges(device, problem, { ...rangeOptions(problem), most });
+  queryRanges(device, problem, { most, ...rangeOptions(problem) });
 
 /** What ranges depend on. */
 export const rangeOptions = ({ blockSize, causal, cuCentroids }: CentroidRouting) => ({

@@ -35,6 +35,16 @@ export interface RangeOptions {
 export const longestSequence = (cuSeqlens: CuSeqlens): number =>
   cuSeqlens.reduce((most, begin, s) => Math.max(most, (cuSeqlens[s + 1] ?? begin) - begin), 1);
 
+/** How many ranges of at most `most` queries there are between these tokens. */
+function rangeCount(cuSeqlens: CuSeqlens, from: number, to: number, most: number): number {
+  let count = 0;
+  for (let s = 0; s + 1 < cuSeqlens.length; s++) {
+    const length = Math.min(cuSeqlens[s + 1], to) - Math.max(cuSeqlens[s], from);
+    count += Math.ceil(Math.max(0, length) / most);
+  }
+  return count;
+}
+
 /** Lists ranges of queries. A range lies in one sequence, and sees all of that sequence's keys. */
 export function queryRanges(
   device: Device,
@@ -44,8 +54,8 @@ export function queryRanges(
   const { blockSize = 2 ** 31 - 1, causal, most } = options;
   const { cuCentroids = cuBlocks(cuSeqlensK, blockSize) } = options;
   const [from, to] = options.part ?? [0, cuSeqlens[cuSeqlens.length - 1]];
-  const rows: number[] = [];
-  let [blocks, mostBlocks, longest] = [0, 0, 0];
+  const rows = new Int32Array(8 * rangeCount(cuSeqlens, from, to, most));
+  let [blocks, mostBlocks, longest, at] = [0, 0, 0, 0];
   for (let s = 0; s + 1 < cuSeqlens.length; s++) {
     const keys = cuSeqlensK[s + 1] - cuSeqlensK[s];
     const end = Math.min(cuSeqlens[s + 1], to);
@@ -54,13 +64,20 @@ export function queryRanges(
       const position = begin - cuSeqlens[s + 1] + keys;
       const seen = causal ? Math.max(0, position + queries) : keys;
       const visible = blockCount(seen, blockSize);
-      rows.push(begin, queries, cuSeqlensK[s], keys, position, visible, blocks, cuCentroids[s]);
+      rows[at++] = begin;
+      rows[at++] = queries;
+      rows[at++] = cuSeqlensK[s];
+      rows[at++] = keys;
+      rows[at++] = position;
+      rows[at++] = visible;
+      rows[at++] = blocks;
+      rows[at++] = cuCentroids[s];
       blocks += visible;
       mostBlocks = Math.max(mostBlocks, visible);
       longest = Math.max(longest, queries);
     }
   }
-  const table = device.constant(Int32Array.from(rows));
+  const table = device.constant(rows);
   const count = rows.length / 8;
   return { table, count, longest, blocks, mostBlocks, firstToken: from, tokens: to - from };
 }

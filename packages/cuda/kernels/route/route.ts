@@ -18,12 +18,14 @@ export { centroids };
 
 /** `Backend.route`: centroids, then routing by them. */
 export function route(device: Device, problem: RouteProblem, indices: Tensor<"i32">): void {
-  const { q, k, cuSeqlensK, blockSize, kvHeads, headDim, tokens, slots } = problem;
+  const { q, k, dtype, cuSeqlens, cuSeqlensK, blockSize, causal, heads, kvHeads, headDim, tokens, slots } =
+    problem;
   if (tokens === 0 || slots === 0) return;
   const cuCentroids = cuBlocks(cuSeqlensK, blockSize);
   const elements = cuCentroids[cuCentroids.length - 1] * kvHeads * headDim;
   using means = device.scratch(4 * elements);
-  const routing = { ...problem, q: pointerOf(q), centroids: means.pointer, cuCentroids };
+  const shape = { dtype, heads, kvHeads, headDim, blockSize, slots, causal };
+  const routing = { q: pointerOf(q), centroids: means.pointer, cuSeqlens, cuSeqlensK, cuCentroids, ...shape };
   const path = pathOf(device, routing);
   using rounded = device.scratch(takesRounded(path) ? 2 * elements : 0);
   computeCentroids(device, { k, cuSeqlens: cuSeqlensK, blockSize }, means.pointer, rounded.pointer);

@@ -31,7 +31,7 @@ export function sm90Route(device: Device, problem: CentroidRouting, rounded: num
   if (dtype === "f32") return; // see sm90Routes
   // Shorter lists leave registers for one warpgroup more.
   const [list, warpgroups] = slots - Number(causal) < 8 ? [8, 4] : [16, 3];
-  const ranges = queryRanges(device, problem, { ...problem, most: 64 * warpgroups });
+  const ranges = queryRanges(device, problem, { blockSize, causal, cuCentroids, most: 64 * warpgroups });
   const tokens = problem.cuSeqlens[problem.cuSeqlens.length - 1];
   const blocks = cuCentroids[cuCentroids.length - 1];
   let mask = 1;
