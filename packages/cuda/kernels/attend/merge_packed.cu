@@ -68,7 +68,7 @@ struct Merge {
       const unsigned char* source = a.partial + slot * Row::BYTES;
 #pragma unroll
       for (int i = 0; i < SLOTS * PIECES; i += 32) {
-        if (i + lane < slots * PIECES) ptx::copy_16_once(target + 16 * (i + lane), source + 16 * (i + lane));
+        if (i + lane < slots * PIECES) ptx::copy_16_or_zero(target + 16 * (i + lane), source + 16 * (i + lane), true);
       }
     }
 #pragma unroll

@@ -1,4 +1,4 @@
-// Asynchronous copies of 8 or 16 bytes from global to shared memory (PTX: cp.async), sm_80 and newer.
+// Asynchronous copies of 4, 8 or 16 bytes from global to shared memory (PTX: cp.async), sm_80 and newer.
 #pragma once
 #include <cstdint>
 
@@ -14,13 +14,6 @@ __device__ __forceinline__ uint64_t keep_policy() {
 __device__ __forceinline__ void copy_16(uint32_t shared, const void* global, uint64_t policy) {
   asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "l"(policy)
                : "memory");
-}
-
-// For what is read once: its lines go first.
-__device__ __forceinline__ void copy_16_once(uint32_t shared, const void* global) {
-  uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  copy_16(shared, global, policy);
 }
 
 __device__ __forceinline__ void copy_4(uint32_t shared, const void* global) {
