@@ -1,7 +1,8 @@
 import { library } from "../../tools/tsup.config.base.js";
+import { wgsl } from "./tools/wgsl.js";
 
 export default library({
-  loader: { ".wgsl": "text" },
+  esbuildPlugins: [wgsl],
   dts: {
     compilerOptions: { ignoreDeprecations: "6.0" },
     banner: '/// <reference types="@webgpu/types" />', // for GPUDevice, where the user's own libraries lack it

@@ -1,28 +1,37 @@
-// attend.wgsl on matrix units: f16 queries, keys, values and probabilities, float32 sums. A subgroup of 32 has SIDE entries of the list; the
-// block's keys, at most CHUNKS · CHUNK, are all scored before the first probability is rounded, so nothing is ever rescaled. The
-// scores wait in registers: lane l has row l % SIDE, of each chunk of keys those of tile l / SIDE.
+// attend.wgsl on matrix units: f16 queries, keys, values, probabilities and slots, float32 sums. A subgroup of 32 has as many entries of the
+// list, two matrices high, so that each matrix of keys or values serves twice; of what passes between lanes and matrices, a lane has a row.
+//
+// The block's keys come in chunks. A chunk's scores become probabilities at once, relative to the row's maximum over the first chunk, so
+// nothing is rescaled and no array of scores waits for the last chunk. Where a later score is so far above that maximum that f16 might
+// overflow, all is done once more with the maximum of all chunks.
 //
 // Memory is in groups of eight f16 or four f32. Rows are an odd number of groups apart, so that eight neighbouring rows are in different banks.
+// slots: for each row of the wave and each of its slots, the normalized result; slotLse: its base-2 log-sum-exp.
 
 const SIDE = 16u; // rows and columns of a matrix
-const CHUNK = 2u * SIDE; // keys scored, channels written at a time
-const BQ = SIDE * SUBGROUP_COUNT;
+const CHUNK = SIDE; // keys scored at a time
+const ROWS = 2u * SIDE; // entries of a subgroup
+const BQ = ROWS * SUBGROUP_COUNT;
 const THREADS = 32u * SUBGROUP_COUNT;
 const EIGHTS = 2u * STEPS; // groups of eight channels of a row
 const PITCH = EIGHTS + 1u;
-const KEY_ROWS = CHUNK * CHUNKS;
-const SCRATCH_PITCH = max(PITCH, 9u);
-const SCRATCH = SIDE * SCRATCH_PITCH;
+const SCRATCH_PITCH = 5u;
+const SPARE = SCRATCH_PITCH - 1u; // the group of a row that no matrix has
+const SCRATCH = ROWS * SCRATCH_PITCH;
 const LOWEST = -3.0e38;
 const LOG2_E = 1.4426950408889634;
+const MOST_ABOVE = 14.0; // of a score over what its row is relative to: 2^14 is far from f16's end
 
 alias Left = subgroup_matrix_left<f16, SIDE, SIDE>;
 alias Right = subgroup_matrix_right<f16, SIDE, SIDE>;
 alias Sum = subgroup_matrix_result<f32, SIDE, SIDE>;
 
-// The keys, then the values; from OTHERS on, a scratch of each subgroup: its queries, then what passes between lanes and matrices.
-const OTHERS = KEY_ROWS * PITCH;
+// The keys and values of a chunk, then a scratch of each subgroup: what passes between lanes and matrices.
+const KEYS = 0u;
+const VALUES = CHUNK * PITCH;
+const OTHERS = 2u * CHUNK * PITCH;
 var<workgroup> memory: array<vec4<u32>, OTHERS + SUBGROUP_COUNT * SCRATCH>;
+var<workgroup> again: u32; // whether a row needs the second attempt
 var<workgroup> nonFinite: atomic<u32>; // whether a value is not finite
 
 @compute @workgroup_size(THREADS)
@@ -40,147 +49,186 @@ fn main(
   let key = (block - sequence.firstBlock) * p.blockSize;
   let keys = min(p.blockSize, sequence.keys - key);
   let width = p.d / 8u;
+  let stride = p.kvHeads * width; // from token to token
   let begin = ((sequence.key + key) * p.kvHeads + p.firstHead + head) * width;
-  let entries = p.entriesAt + tile * BQ;
 
-  var rows: array<vec4<u32>, FETCHED>;
-  @unroll for (var n = 0u; n < FETCHED; n++) { rows[n] = k[fetchedFrom(n, thread, begin, keys) - p.k_from]; }
-  var queries: array<vec4<u32>, STEPS>;
-  @unroll for (var n = 0u; n < STEPS; n++) {
-    let at = n * THREADS + thread;
-    let entry = lists[entries + at / EIGHTS];
-    let c = at % EIGHTS;
-    let query = q[queryRow(max(entry, 1u) - 1u, head) * width + min(c, width - 1u) - p.q_from];
-    queries[n] = select(vec4<u32>(), query, entry > 0u && c < width);
-  }
-  if (thread == 0u) { atomicStore(&nonFinite, 0u); }
-  @unroll for (var n = 0u; n < FETCHED; n++) {
-    let at = n * THREADS + thread;
-    if (at < KEY_ROWS * EIGHTS) {
-      memory[at / EIGHTS * PITCH + at % EIGHTS] = select(vec4<u32>(), rows[n], isFetched(at, keys, width));
-    }
-  }
-  @unroll for (var n = 0u; n < STEPS; n++) {
-    let at = n * THREADS + thread;
-    memory[OTHERS + at / EIGHTS / SIDE * SCRATCH + at / EIGHTS % SIDE * SCRATCH_PITCH + at % EIGHTS] = queries[n];
-  }
-  workgroupBarrier();
-  @unroll for (var n = 0u; n < FETCHED; n++) { rows[n] = v[fetchedFrom(n, thread, begin, keys) - p.v_from]; }
-
-  let scratch = OTHERS + subgroup * SCRATCH;
-  let row = lane % SIDE;
-  let half = lane / SIDE;
-  let ours = scratch + row * SCRATCH_PITCH + 4u * half; // the lane's part of what a matrix leaves
-  let entry = lists[entries + subgroup * SIDE + row];
+  let entry = lists[p.entriesAt + tile * BQ + subgroup * ROWS + lane];
   let limit = visibleKeys(entry, sequence, key, keys);
-
-  var left: array<Left, STEPS>;
-  @unroll for (var c = 0u; c < STEPS; c++) { left[c] = subgroupMatrixLoad<Left, row_major>(&memory, scratch + 2u * c, SCRATCH_PITCH); }
-  workgroupBarrier();
-  var scores: array<vec4<f32>, CHUNKS * 4>;
-  let scale = p.scale * LOG2_E;
-  var most = vec4<f32>(LOWEST);
-  var total = vec4<f32>();
-  @unroll for (var chunk = 0u; chunk < CHUNKS; chunk++) {
-    var low = Sum();
-    var high = Sum();
-    @unroll for (var c = 0u; c < STEPS; c++) {
-      let at = chunk * CHUNK * PITCH + 2u * c;
-      low = subgroupMatrixMultiplyAccumulate(left[c], subgroupMatrixLoad<Right, col_major>(&memory, at, PITCH), low);
-      high = subgroupMatrixMultiplyAccumulate(left[c], subgroupMatrixLoad<Right, col_major>(&memory, at + SIDE * PITCH, PITCH), high);
-    }
-    subgroupMatrixStore<row_major>(&memory, scratch, low, SCRATCH_PITCH);
-    subgroupMatrixStore<row_major>(&memory, scratch + 4u, high, SCRATCH_PITCH);
-    workgroupBarrier();
-    @unroll for (var i = 0u; i < 4u; i++) {
-      let score = bitcast<vec4<f32>>(memory[ours + i]) * scale;
-      let masked = select(vec4<f32>(LOWEST), score, isVisible(chunk * CHUNK + half * SIDE + 4u * i, limit));
-      scores[4u * chunk + i] = masked;
-      most = max(most, masked);
-      total += masked;
-    }
-    workgroupBarrier();
-  }
-  var maximum = max(max(most.x, most.y), max(most.z, most.w));
-  maximum = max(maximum, subgroupShuffleXor(maximum, SIDE));
-  var sums = vec4<f32>();
-  @unroll for (var chunk = 0u; chunk < CHUNKS; chunk++) {
-    @unroll for (var i = 0u; i < 4u; i++) {
-      let weight = exp2(scores[4u * chunk + i] - vec4<f32>(maximum));
-      scores[4u * chunk + i] = select(vec4<f32>(), weight, isVisible(chunk * CHUNK + half * SIDE + 4u * i, limit));
-      sums += scores[4u * chunk + i];
-    }
-  }
-  // A score that is NaN makes the row's result NaN: looked at once a row, not once a score. Beside it, only +Infinity and −Infinity
-  // add up to NaN, and a row that scores +Infinity is NaN as well.
-  let scored = (total.x + total.y) + (total.z + total.w);
-  var sum = (sums.x + sums.y) + (sums.z + sums.w) + select(0.0, scored, isNan(scored));
-  sum += subgroupShuffleXor(sum, SIDE);
-
+  let isBusy = lists[p.entriesAt + tile * BQ + subgroup * ROWS] > 0u; // whether the subgroup has entries
+  var keyRows: array<vec4<u32>, FETCHED>;
+  var valueRows: array<vec4<u32>, FETCHED>;
   @unroll for (var n = 0u; n < FETCHED; n++) {
-    let at = n * THREADS + thread;
-    if (at < KEY_ROWS * EIGHTS) {
-      memory[at / EIGHTS * PITCH + at % EIGHTS] = finiteOf(select(vec4<u32>(), rows[n], isFetched(at, keys, width)));
+    let source = fetchedFrom(0u, n * THREADS + thread, begin, stride, keys, width);
+    keyRows[n] = k[source - p.k_from];
+    valueRows[n] = v[source - p.v_from];
+  }
+  let queryAt = queryRow(max(entry, 1u) - 1u, head) * width - p.q_from;
+  let scratch = OTHERS + subgroup * SCRATCH;
+  if (thread == 0u) { atomicStore(&nonFinite, 0u); again = 0u; }
+  var left0: array<Left, 2 * PAIRS>;
+  var left1: array<Left, 2 * PAIRS>;
+  var queries: array<vec4<u32>, 4 * PAIRS>;
+  @unroll for (var pair = 0u; pair < PAIRS; pair++) {
+    @unroll for (var i = 0u; i < 4u; i++) {
+      let source = subgroupShuffle(queryAt, 8u * i + lane / 4u);
+      let c = 4u * pair + lane % 4u;
+      queries[4u * pair + i] = vec4<u32>();
+      if (c < width) { queries[4u * pair + i] = q[source + c]; }
     }
   }
-  var out: array<Sum, 2 * OUT_CHUNKS>;
-  // Places are kept inside by remainders: WGSL refuses a constant one that is not, even where nothing gets there.
   @unroll for (var pair = 0u; pair < PAIRS; pair++) {
+    @unroll for (var i = 0u; i < 4u; i++) {
+      memory[scratch + (8u * i + lane / 4u) * SCRATCH_PITCH + lane % 4u] = queries[4u * pair + i];
+    }
+    workgroupBarrier();
     @unroll for (var n = 0u; n < 2u; n++) {
-      if (2u * pair + n < CHUNKS) {
+      left0[2u * pair + n] = subgroupMatrixLoad<Left, row_major>(&memory, scratch + 2u * n, SCRATCH_PITCH);
+      left1[2u * pair + n] = subgroupMatrixLoad<Left, row_major>(&memory, scratch + SIDE * SCRATCH_PITCH + 2u * n, SCRATCH_PITCH);
+    }
+    workgroupBarrier();
+  }
+
+  let ours = scratch + lane * SCRATCH_PITCH;
+  let scale = p.scale * LOG2_E;
+  var maximum = LOWEST; // what probabilities are relative to
+  var highest = LOWEST;
+  var scored = 0.0;
+  var sum = 0.0;
+  var out0: array<Sum, 2 * PAIRS>;
+  var out1: array<Sum, 2 * PAIRS>;
+  for (var attempt = 0u; attempt < 2u; attempt++) {
+    scored = 0.0;
+    sum = 0.0;
+    @unroll for (var c = 0u; c < 2 * PAIRS; c++) {
+      out0[c] = Sum();
+      out1[c] = Sum();
+    }
+    @unroll for (var n = 0u; n < FETCHED; n++) {
+      let at = n * THREADS + thread;
+      if (at < CHUNK * EIGHTS) {
+        let isThere = at / EIGHTS < keys && at % EIGHTS < width;
+        memory[KEYS + at / EIGHTS * PITCH + at % EIGHTS] = select(vec4<u32>(), keyRows[n], isThere);
+      }
+      keyRows[n] = k[fetchedFrom(CHUNK, at, begin, stride, keys, width) - p.k_from];
+    }
+    workgroupBarrier();
+    for (var first = 0u; first < keys; first += CHUNK) {
+      @unroll for (var n = 0u; n < FETCHED; n++) {
+        let at = n * THREADS + thread;
+        if (at < CHUNK * EIGHTS) {
+          let isThere = first + at / EIGHTS < keys && at % EIGHTS < width;
+          memory[VALUES + at / EIGHTS * PITCH + at % EIGHTS] = finiteOf(select(vec4<u32>(), valueRows[n], isThere));
+        }
+        valueRows[n] = v[fetchedFrom(first + CHUNK, at, begin, stride, keys, width) - p.v_from];
+      }
+      if (isBusy) {
+        var score0 = Sum();
+        var score1 = Sum();
+        @unroll for (var c = 0u; c < STEPS; c++) {
+          let keyMatrix = subgroupMatrixLoad<Right, col_major>(&memory, KEYS + 2u * c, PITCH);
+          score0 = subgroupMatrixMultiplyAccumulate(left0[c], keyMatrix, score0);
+          score1 = subgroupMatrixMultiplyAccumulate(left1[c], keyMatrix, score1);
+        }
+        subgroupMatrixStore<row_major>(&memory, scratch, score0, SCRATCH_PITCH);
+        subgroupMatrixStore<row_major>(&memory, scratch + SIDE * SCRATCH_PITCH, score1, SCRATCH_PITCH);
+      }
+      workgroupBarrier();
+      if (isBusy) {
+        let left = max(limit, first) - first; // keys of the chunk that the row sees, or more
+        var scores: array<vec4<f32>, 4>;
+        @unroll for (var i = 0u; i < 4u; i++) { scores[i] = bitcast<vec4<f32>>(memory[ours + i]) * scale; }
+        if (left < CHUNK) {
+          @unroll for (var i = 0u; i < 4u; i++) { scores[i] = select(vec4<f32>(LOWEST), scores[i], isVisible(4u * i, left)); }
+        }
+        let most = max(max(scores[0], scores[1]), max(scores[2], scores[3]));
+        let total = (scores[0] + scores[1]) + (scores[2] + scores[3]);
+        highest = max(highest, max(max(most.x, most.y), max(most.z, most.w)));
+        scored += (total.x + total.y) + (total.z + total.w);
+        if (attempt + first == 0u) { maximum = highest; }
+        @unroll for (var i = 0u; i < 4u; i++) { scores[i] = exp2(scores[i] - vec4<f32>(maximum)); }
+        if (left < CHUNK) {
+          @unroll for (var i = 0u; i < 4u; i++) { scores[i] = select(vec4<f32>(), scores[i], isVisible(4u * i, left)); }
+        }
+        let sums = (scores[0] + scores[1]) + (scores[2] + scores[3]);
+        sum += (sums.x + sums.y) + (sums.z + sums.w);
         @unroll for (var i = 0u; i < 2u; i++) {
-          let at = (4u * (2u * pair + n) + 2u * i) % (4u * CHUNKS);
-          memory[scratch + row * SCRATCH_PITCH + 4u * n + 2u * half + i] = vec4<u32>(
-            pack2x16float(scores[at].xy), pack2x16float(scores[at].zw),
-            pack2x16float(scores[at + 1u].xy), pack2x16float(scores[at + 1u].zw),
+          memory[ours + i] = vec4<u32>(
+            pack2x16float(scores[2u * i].xy), pack2x16float(scores[2u * i].zw),
+            pack2x16float(scores[2u * i + 1u].xy), pack2x16float(scores[2u * i + 1u].zw),
           );
         }
       }
-    }
-    workgroupBarrier();
-    @unroll for (var n = 0u; n < 4u; n++) {
-      if (4u * pair + n < 2u * CHUNKS) {
-        let weights = subgroupMatrixLoad<Left, row_major>(&memory, scratch + 2u * n, SCRATCH_PITCH);
+      @unroll for (var n = 0u; n < FETCHED; n++) {
+        let at = n * THREADS + thread;
+        if (at < CHUNK * EIGHTS) {
+          let isThere = first + CHUNK + at / EIGHTS < keys && at % EIGHTS < width;
+          memory[KEYS + at / EIGHTS * PITCH + at % EIGHTS] = select(vec4<u32>(), keyRows[n], isThere);
+        }
+        keyRows[n] = k[fetchedFrom(first + 2u * CHUNK, at, begin, stride, keys, width) - p.k_from];
+      }
+      workgroupBarrier();
+      if (isBusy) {
+        let weights0 = subgroupMatrixLoad<Left, row_major>(&memory, scratch, SCRATCH_PITCH);
+        let weights1 = subgroupMatrixLoad<Left, row_major>(&memory, scratch + SIDE * SCRATCH_PITCH, SCRATCH_PITCH);
         @unroll for (var c = 0u; c < STEPS; c++) {
-          let values = subgroupMatrixLoad<Right, row_major>(&memory, (4u * pair + n) % (2u * CHUNKS) * SIDE * PITCH + 2u * c, PITCH);
-          out[c] = subgroupMatrixMultiplyAccumulate(weights, values, out[c]);
+          let values = subgroupMatrixLoad<Right, row_major>(&memory, VALUES + 2u * c, PITCH);
+          out0[c] = subgroupMatrixMultiplyAccumulate(weights0, values, out0[c]);
+          out1[c] = subgroupMatrixMultiplyAccumulate(weights1, values, out1[c]);
         }
       }
+      workgroupBarrier();
     }
+    if (attempt == 0u && entry > 0u && highest > maximum + MOST_ABOVE) { again = 1u; }
     workgroupBarrier();
+    if (workgroupUniformLoad(&again) == 0u) { break; }
+    maximum = highest;
   }
-
+  // A score that is NaN makes the row's result NaN: looked at once a row, not once a score. Beside it, only +Infinity and −Infinity
+  // add up to NaN, and a row that scores +Infinity is NaN as well.
+  sum += select(0.0, scored, isNan(scored));
   // Keys that all score −Infinity have no weight beside the row's other blocks.
   let factor = select(1.0 / sum, 0.0, bitcast<u32>(sum) == 0u);
-  let slot = (head * p.waveRows * p.slots + max(entry, 1u) - 1u) * (DQ + 1u);
+  let slot = head * p.waveRows * p.slots + max(entry, 1u) - 1u;
+  // What other lanes need of the row, since neighbouring lanes write neighbouring channels.
+  memory[ours + SPARE] = vec4<u32>(bitcast<u32>(factor), slot, limit, entry);
   let isFinite = atomicLoad(&nonFinite) == 0u;
-  @unroll for (var chunk = 0u; chunk < OUT_CHUNKS; chunk++) {
-    subgroupMatrixStore<row_major>(&memory, scratch, out[2u * chunk], SCRATCH_PITCH);
-    subgroupMatrixStore<row_major>(&memory, scratch + 4u, out[2u * chunk + 1u], SCRATCH_PITCH);
-    workgroupBarrier();
-    if (entry > 0u) {
-      @unroll for (var i = 0u; i < 4u; i++) {
-        let c = 8u * chunk + 4u * half + i;
-        if (4u * c < p.d) {
-          var four = bitcast<vec4<f32>>(memory[ours + i]) * factor;
-          if (!isFinite) { four += nonFiniteSum(c, begin, limit); }
-          slots[slot + c] = four;
+  @unroll for (var pair = 0u; pair < PAIRS; pair++) {
+    @unroll for (var n = 0u; n < 2u; n++) {
+      subgroupMatrixStore<row_major>(&memory, scratch, out0[2u * pair + n], SCRATCH_PITCH);
+      subgroupMatrixStore<row_major>(&memory, scratch + SIDE * SCRATCH_PITCH, out1[2u * pair + n], SCRATCH_PITCH);
+      workgroupBarrier();
+      @unroll for (var j = 0u; j < 2u; j++) {
+        let row = scratch + (16u * j + lane / 2u) * SCRATCH_PITCH;
+        let info = memory[row + SPARE];
+        let c = 4u * pair + 2u * n + lane % 2u;
+        var low = bitcast<vec4<f32>>(memory[row + 2u * (lane % 2u)]) * bitcast<f32>(info.x);
+        var high = bitcast<vec4<f32>>(memory[row + 2u * (lane % 2u) + 1u]) * bitcast<f32>(info.x);
+        if (info.w > 0u && c < width) {
+          if (isFinite && !isNan(bitcast<f32>(info.x))) {
+            slots[info.y * width + c] = vec4<u32>(
+              pack2x16float(low.xy), pack2x16float(low.zw), pack2x16float(high.xy), pack2x16float(high.zw),
+            );
+          } else {
+            low += nonFiniteSum(2u * c, begin, info.z);
+            high += nonFiniteSum(2u * c + 1u, begin, info.z);
+            slots[info.y * width + c] = vec4<u32>(
+              halvesOf(low.xy), halvesOf(low.zw), halvesOf(high.xy), halvesOf(high.zw),
+            );
+          }
         }
       }
+      workgroupBarrier();
     }
-    workgroupBarrier();
   }
-  if (entry > 0u && half == 0u) { slots[slot + DQ] = vec4<f32>(maximum + log2Of(sum), 1.0, 0.0, 0.0); }
+  if (entry > 0u) { slotLse[slot] = maximum + log2Of(sum); }
 }
 
-// Where group n of a thread is, of the rows of a block: its first, where there is none.
-fn fetchedFrom(n: u32, thread: u32, begin: u32, keys: u32) -> u32 {
-  let at = n * THREADS + thread;
-  let width = p.d / 8u;
-  return begin + min(at / EIGHTS, keys - 1u) * p.kvHeads * width + min(at % EIGHTS, width - 1u);
+// Where a group of the chunk that begins with the block's key `first` is; after the last chunk, of the first one. Of keys that do not
+// exist, one that does.
+fn fetchedFrom(first: u32, at: u32, begin: u32, stride: u32, keys: u32, width: u32) -> u32 {
+  let row = select(first, 0u, first >= keys) + at / EIGHTS;
+  return begin + min(row, keys - 1u) * stride + min(at % EIGHTS, width - 1u);
 }
-
-fn isFetched(at: u32, keys: u32, width: u32) -> bool { return at / EIGHTS < keys && at % EIGHTS < width; }
 
 // How many keys of the block an entry's query sees: of its own block those up to its position, if causal.
 fn visibleKeys(entry: u32, sequence: Sequence, key: u32, keys: u32) -> u32 {
@@ -206,8 +254,7 @@ fn nonFiniteSum(c: u32, begin: u32, limit: u32) -> vec4<f32> {
   for (var j = 0u; j < limit; j++) {
     let eight = v[begin + j * p.kvHeads * (p.d / 8u) + c / 2u - p.v_from];
     let bits = select(eight.xy, eight.zw, (c & 1u) == 1u);
-    let four = vec4<f32>(halfOf(bits.x), halfOf(bits.x >> 16u), halfOf(bits.y), halfOf(bits.y >> 16u));
-    sum += four;
+    sum += vec4<f32>(halfOf(bits.x), halfOf(bits.x >> 16u), halfOf(bits.y), halfOf(bits.y >> 16u));
   }
   return sum;
 }

@@ -368,8 +368,9 @@ export function attentionBackward(
   const blocksAndHeads = Math.max(1, Math.floor(room / blockSize));
   const table = sequenceTable(problem, cuBlocks(cuSeqlensK, blockSize));
   withRows(context, problem, gradients, (stats, outputs) => {
-    for (const wave of slotWaves(context, problem, places, blocksAndHeads)) {
-      const slots = slotWorkspace(context, problem, wave, places);
+    const waves = slotWaves(context, problem, places, blocksAndHeads);
+    for (const wave of waves) {
+      const slots = slotWorkspace(context, problem, waves, places);
       commands.clear(slots);
       const { items, starts } = planItems(problem, mask, blockSize, wave, shape, grid.pieces);
       const itemNumbers = items.flatMap(({ block, rows }) => [block, rows.first, rows.end]);
@@ -432,14 +433,15 @@ export function attendBackward(
   const headLimit = cuSeqlensK[cuSeqlensK.length - 1] > tokens ? 1 : Math.floor((room - 1) / (2 * blocks));
   withRows(context, problem, gradients, (stats, outputs) => {
     const limit = Math.min(kvHeads, headLimit, listHeads(context, blocks, shape.rows));
-    for (const wave of slotWaves(context, problem, places, Math.max(1, limit))) {
-      const slots = slotWorkspace(context, problem, wave, places);
+    const waves = slotWaves(context, problem, places, Math.max(1, limit));
+    for (const wave of waves) {
+      const slots = slotWorkspace(context, problem, waves, places);
       const {
         piece: lists,
         layout,
         mostTiles,
       } = buildLists(context, problem, wave, shape.rows, {
-        slots: { piece: slots, places },
+        marks: { slots, places },
         leastTiles: causal ? 1 : 0,
       });
       // Popular blocks are cut into pieces twice as long as a list is on average, or longer if there is no room for so many.

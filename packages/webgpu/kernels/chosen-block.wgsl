@@ -1,10 +1,11 @@
-// The block, among all of the batch, that an entry's query attends; NONE if the slot is unused, or the own block and not WITH_OWN.
+// The block, among all of the batch, that an entry's query attends; NONE if the slot is unused, or the own block and not WITH_OWN. SLOTS and GROUP
+// are constants, as division by them is dear.
 const NONE = 0xffffffffu;
 
 fn chosenBlock(entry: u32, kvHead: u32) -> u32 {
-  let row = entry / p.slots;
-  let token = p.firstToken + row / p.group;
-  let at = (token * p.kvHeads * p.group + kvHead * p.group + row % p.group) * p.slots + entry % p.slots;
+  let row = entry / SLOTS;
+  let token = p.firstToken + row / GROUP;
+  let at = (token * p.kvHeads * GROUP + kvHead * GROUP + row % GROUP) * SLOTS + entry % SLOTS;
   let block = routing[at - p.routing_from];
   if (block < 0) { return NONE; }
   let sequence = sequenceOf(token, 0u);

@@ -1,4 +1,4 @@
-// Exclusive scan of the lists' tiles, in place, by one workgroup.
+// Exclusive scan of the lists' tiles, in place, by one workgroup. Eight reads at a time, so that a thread seldom waits.
 
 const THREADS = 256u;
 
@@ -10,15 +10,30 @@ fn main(@builtin(local_invocation_index) thread: u32) {
   let first = min(thread * share, p.listCount);
   let last = min(first + share, p.listCount);
   var sum = 0u;
-  for (var list = first; list < last; list++) { sum += lists[p.startsAt + list]; }
+  for (var list = first; list < last; list += 8u) {
+    var tiles: array<u32, 8>;
+    @unroll for (var n = 0u; n < 8u; n++) { tiles[n] = lists[p.startsAt + min(list + n, last - 1u)]; }
+    @unroll for (var n = 0u; n < 8u; n++) { sum += select(0u, tiles[n], list + n < last); }
+  }
   sums[thread] = sum;
   workgroupBarrier();
-  var start = 0u;
-  for (var before = 0u; before < thread; before++) { start += sums[before]; }
-  for (var list = first; list < last; list++) {
-    let tiles = lists[p.startsAt + list];
-    lists[p.startsAt + list] = start;
-    start += tiles;
+  for (var step = 1u; step < THREADS; step *= 2u) {
+    var before = 0u;
+    if (thread >= step) { before = sums[thread - step]; }
+    workgroupBarrier();
+    sums[thread] += before;
+    workgroupBarrier();
+  }
+  var start = sums[thread] - sum;
+  for (var list = first; list < last; list += 8u) {
+    var tiles: array<u32, 8>;
+    @unroll for (var n = 0u; n < 8u; n++) { tiles[n] = lists[p.startsAt + min(list + n, last - 1u)]; }
+    @unroll for (var n = 0u; n < 8u; n++) {
+      if (list + n < last) {
+        lists[p.startsAt + list + n] = start;
+        start += tiles[n];
+      }
+    }
   }
   if (thread == THREADS - 1u) { lists[p.startsAt + p.listCount] = start; }
 }

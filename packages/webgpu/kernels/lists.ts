@@ -10,6 +10,8 @@ import scanSource from "./lists-scan.wgsl";
 import scatterSource from "./lists-scatter.wgsl";
 import startSource from "./lists-start.wgsl";
 import tilesSource from "./lists-tiles.wgsl";
+import markLseSource from "./mark-lse.wgsl";
+import markSlotSource from "./mark-slot.wgsl";
 import { sequenceTable, type Wave } from "./range.js";
 import { tokenWindow } from "./windows.js";
 
@@ -42,7 +44,7 @@ const BUILD_PARAMS = {
 const COUNT = kernel({
   name: "lists-count",
   source: listsSource + chosenSource + countSource,
-  bindings: { routing: read("i32"), lists: read("u32"), counts: write("atomic<u32>") },
+  bindings: { routing: read("i32"), lists: read("u32"), counts: write("u32") },
   params: BUILD_PARAMS,
 });
 
@@ -67,15 +69,28 @@ const TILES = kernel({
   params: BUILD_PARAMS,
 });
 
+const LISTED = { routing: read("i32"), counts: write("u32"), lists: write("u32") } as const;
+
 const SCATTER = kernel({
   name: "lists-scatter",
-  source: listsSource + chosenSource + scatterSource,
-  bindings: { routing: read("i32"), counts: write("u32"), lists: write("u32"), slots: write("vec4<f32>") },
+  source: listsSource + chosenSource + markSlotSource + scatterSource,
+  bindings: { ...LISTED, slots: write("vec4<f32>") },
   params: BUILD_PARAMS,
 });
 
-/** Entries that a workgroup ranks at a time. */
-const RANKED = 256;
+const SCATTER_LSE = kernel({
+  name: "lists-scatter-lse",
+  source: listsSource + chosenSource + markLseSource + scatterSource,
+  bindings: { ...LISTED, slotLse: write("f32") },
+  params: BUILD_PARAMS,
+});
+
+/** Threads of a workgroup: as in `lists-scatter.wgsl`. */
+const THREADS = 256;
+/** Entries that one of them ranks side by side, if rows are not longer than that. */
+const MOST_EACH = 8;
+/** Blocks that workgroup memory, 16 KB everywhere, has counts of. */
+const MOST_TABLE = 2048;
 /** Chunks of rows, of all heads, that are wanted at most: each is a workgroup. */
 const MOST_CHUNKS = 2048;
 /** Elements of the table of counts, at most. */
@@ -105,10 +120,15 @@ export interface Lists {
   readonly mostTiles: number;
 }
 
+/** The bits of the log-sum-exp of an unused slot: below every other one. */
+export const UNUSED = 0xff7fffff;
+
+/** Where slots that no list fills are marked as unused: in themselves, `places` for each row, or in log-sum-exps of their own. */
+export type SlotMarks = { readonly slots: Piece; readonly places: number } | { readonly slotLse: Piece };
+
 /** Options of {@link buildLists}. */
 interface ListOptions {
-  /** The slots of the wave, `places` for each row: those that no list fills are marked as unused. */
-  readonly slots: { readonly piece: Piece; readonly places: number };
+  readonly marks: SlotMarks;
   /** Tiles that a list takes at least. */
   readonly leastTiles: 0 | 1;
   /** Whether causal queries are in the lists of their own blocks too. Default false. */
@@ -124,7 +144,7 @@ export function buildLists(
   problem: AttendProblem,
   wave: Wave,
   listTile: number,
-  { slots, leastTiles, withOwn = false }: ListOptions,
+  { marks, leastTiles, withOwn = false }: ListOptions,
 ): Lists {
   const { routing, kvHeads, headDim } = problem;
   const { blockSize, causal, cuSeqlensK } = routing;
@@ -141,46 +161,65 @@ export function buildLists(
   const tilesAt = countsAt + listCount;
   const entriesAt = tilesAt + mostTiles;
 
+  const TURN_ROWS = Math.max(1, Math.min(32, Math.floor((MOST_EACH * THREADS) / slotCount)));
+  const ranked = TURN_ROWS * slotCount;
   const mostCounts = Math.min(MOST_COUNTS, commands.bindingLimit / 8);
   const wanted = Math.max(
     1,
     Math.floor(Math.min(MOST_CHUNKS / headCount, mostCounts / Math.max(1, listCount))),
   );
-  const chunkEntries = Math.ceil(entries / wanted / RANKED) * RANKED || RANKED;
+  const chunkEntries = Math.ceil(entries / wanted / ranked) * ranked || ranked;
   const chunks = Math.ceil(entries / chunkEntries);
 
-  const piece = commands.workspace(entriesAt + mostTiles * listTile, "u32");
-  commands.clear(piece);
-  commands.upload(piece.storage, Uint32Array.from(table));
+  const lists = commands.workspace(entriesAt + mostTiles * listTile, "u32");
+  commands.upload(lists.storage, Uint32Array.from(table));
   const counts = commands.workspace(Math.max(1, headCount * chunks * blocks), "u32");
-  commands.clear(counts);
   const layout = {
     ...{ sequences: cuSeqlensK.length - 1, blocks, slots: slotCount, listCount },
     ...{ startsAt, countsAt, tilesAt, entriesAt },
   };
+  const places = "slots" in marks ? marks.places : slotCount;
   const params = {
     ...{ ...layout, kvHeads, firstHead, firstToken, waveRows: tokens * groupOf(problem), blockSize },
-    ...{ group: groupOf(problem), places: slots.places, firstBlock: 0, endBlock: blocks },
+    ...{ group: groupOf(problem), places, firstBlock: 0, endBlock: blocks },
     ...{ causal: causal ? 1 : 0, chunks, chunkEntries, leastTiles },
   };
-  const constants = { LIST_TILE: listTile, DQ: slotElements(headDim) / 4 - 1, WITH_OWN: withOwn };
-  const common = { params, constants };
-  const rows = { first: firstToken, end: firstToken + tokens };
-  const indices = tokenWindow(routing.indices, problem.heads * slotCount, rows);
+  const indices = tokenWindow(routing.indices, problem.heads * slotCount, {
+    first: firstToken,
+    end: firstToken + tokens,
+  });
+  // Few different tables, so that few pipelines are compiled.
+  const TABLE = Math.min(MOST_TABLE, Math.max(THREADS, 2 ** Math.ceil(Math.log2(Math.max(1, blocks)))));
+  const chosen = { WITH_OWN: withOwn, SLOTS: slotCount, GROUP: groupOf(problem), TABLE };
+  const LIST_TILE = listTile;
+  const perChunk = headCount * chunks;
   const perList = Math.ceil(listCount / 64);
-  commands.launch(COUNT, {
-    ...common,
-    buffers: { routing: indices, lists: piece, counts },
-    groups: headCount * chunks,
+  const buffers = { routing: indices, counts, lists };
+  commands.launch(COUNT, { params, constants: chosen, buffers, groups: perChunk });
+  commands.launch(SCAN, { params, constants: { LIST_TILE }, buffers: { counts, lists }, groups: perList });
+  commands.launch(START, { params, buffers: { lists }, groups: 1 });
+  commands.launch(TILES, {
+    params,
+    constants: { LIST_TILE },
+    buffers: { lists },
+    groups: Math.ceil(mostTiles / 64),
   });
-  commands.launch(SCAN, { ...common, buffers: { counts, lists: piece }, groups: perList });
-  commands.launch(START, { ...common, buffers: { lists: piece }, groups: 1 });
-  commands.launch(TILES, { ...common, buffers: { lists: piece }, groups: perList });
-  commands.launch(SCATTER, {
-    ...common,
-    buffers: { routing: indices, counts, lists: piece, slots: slots.piece },
-    groups: headCount * chunks,
-  });
+  const OWN_PLACE = places > slotCount;
+  const constants = { ...chosen, LIST_TILE, TURN_ROWS, EACH: Math.ceil(ranked / THREADS), OWN_PLACE };
+  const scatter = { params, groups: perChunk };
+  if ("slots" in marks) {
+    commands.launch(SCATTER, {
+      ...scatter,
+      constants: { ...constants, DQ: slotElements(headDim) / 4 - 1 },
+      buffers: { ...buffers, slots: marks.slots },
+    });
+  } else {
+    commands.launch(SCATTER_LSE, {
+      ...scatter,
+      constants: { ...constants, UNUSED },
+      buffers: { ...buffers, slotLse: marks.slotLse },
+    });
+  }
   counts.free();
-  return { piece, layout, mostTiles };
+  return { piece: lists, layout, mostTiles };
 }

@@ -14,6 +14,7 @@ export const mostWorkspace = ({ commands, maxWorkspaceBytes }: Context): number 
  * query tokens.
  * @param count slots of each row
  * @param headLimit key heads of a wave at most
+ * @param slotBytes bytes of a slot. Default: those of {@link slotElements}
  * @throws DeviceError when a single query of one key head needs more than can be bound
  */
 export function slotWaves(
@@ -21,9 +22,10 @@ export function slotWaves(
   problem: AttentionProblem,
   count: number,
   headLimit = Number.POSITIVE_INFINITY,
+  slotBytes = 4 * slotElements(problem.headDim),
 ): Wave[] {
   const { kvHeads, heads, tokens, headDim } = problem;
-  const rowBytes = 4 * slotElements(headDim) * count * groupOf(problem);
+  const rowBytes = slotBytes * count * groupOf(problem);
   const rows = Math.max(1, Math.floor(mostWorkspace(context) / rowBytes));
   if (rowBytes > context.commands.bindingLimit) {
     throw new DeviceError("webgpu", `no memory for the ${rowBytes} bytes of one query's slots`);
@@ -45,11 +47,15 @@ export function slotWaves(
   return waves;
 }
 
-/** Workspace for the slots of a wave. */
+/** Query rows of the largest of some waves. Workspace for each is of that size, so that one buffer serves them all. */
+export const mostWaveRows = (problem: AttentionProblem, waves: readonly Wave[]): number =>
+  waves.reduce((most, { headCount, tokens }) => Math.max(most, headCount * tokens), 0) * groupOf(problem);
+
+/** Workspace for the slots of any of some waves. */
 export const slotWorkspace = (
   { commands }: Context,
   problem: AttentionProblem,
-  { headCount, tokens }: Wave,
+  waves: readonly Wave[],
   count: number,
 ): Piece & { free(): void } =>
-  commands.workspace(headCount * tokens * groupOf(problem) * count * slotElements(problem.headDim));
+  commands.workspace(mostWaveRows(problem, waves) * count * slotElements(problem.headDim));

@@ -32,6 +32,7 @@ import {
   type UpdateCentroidsProblem,
 } from "@moba-js/tensor";
 import { adamw } from "../kernels/adamw.js";
+import { attend } from "../kernels/attend.js";
 import { attention } from "../kernels/attention.js";
 import { attendBackward, attentionBackward } from "../kernels/backward.js";
 import { copyRows, updateCentroids } from "../kernels/cache.js";
@@ -40,11 +41,11 @@ import { add, cast, swiglu, swigluBackward } from "../kernels/elementwise.js";
 import { embedding, embeddingBackward } from "../kernels/embedding.js";
 import { keyConv, keyConvBackward, keyConvHistory } from "../kernels/key-conv.js";
 import { matmul } from "../kernels/matmul.js";
-import { attend, centroids, route, routeCentroids } from "../kernels/moba.js";
 import { rmsNorm, rmsNormBackward } from "../kernels/norm.js";
 import type { Mask } from "../kernels/range.js";
 import { sum } from "../kernels/reductions.js";
 import { rope } from "../kernels/rope.js";
+import { centroids, route, routeCentroids } from "../kernels/route.js";
 import { Commands } from "./commands.js";
 import type { Context } from "./context.js";
 import { checkTier, type DeviceOptions, describeDevice, openDevice, type Tier, tierOf } from "./device.js";
@@ -56,7 +57,7 @@ import { Stopwatch } from "./stopwatch.js";
 export interface WebGpuOptions {
   /** What to make use of. Default: the highest tier that the device reaches. */
   tier?: Tier;
-  /** Bytes of freed buffers that are kept for reuse at most. Default 1 GiB. */
+  /** Bytes of freed buffers that are kept for reuse at most. Default 1.5 GiB: the workspace of slots, and what else is freed with it. */
   maxKeptBytes?: number;
   /**
    * Bytes of workspace for the slots of routed attention: an operation that needs more runs in waves of heads, then of queries.
@@ -104,7 +105,7 @@ export class WebGpuBackend extends Backend {
    */
   constructor(device: GPUDevice, options: WebGpuOptions = {}) {
     super();
-    const { tier, maxKeptBytes = 2 ** 30, maxWorkspaceBytes = 2 ** 30 } = options;
+    const { tier, maxKeptBytes = 1.5 * 2 ** 30, maxWorkspaceBytes = 2 ** 30 } = options;
     checkTier(tier);
     checkPositiveInteger("maxKeptBytes", maxKeptBytes);
     checkPositiveInteger("maxWorkspaceBytes", maxWorkspaceBytes);

@@ -21,8 +21,7 @@ export type Element =
   | "i32"
   | "vec2<f32>"
   | "vec4<f32>"
-  | "vec4<u32>"
-  | "atomic<u32>";
+  | "vec4<u32>";
 
 /** One buffer that a kernel reads, or reads and writes. */
 export interface Binding {
@@ -188,7 +187,6 @@ const ITEM_BYTES = {
   f32: 4,
   u32: 4,
   i32: 4,
-  "atomic<u32>": 4,
   "vec2<f32>": 8,
   "vec4<f32>": 16,
   "vec4<u32>": 16,

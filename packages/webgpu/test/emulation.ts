@@ -19,26 +19,34 @@ export const WIDE_ADAPTER_INFO = {
 };
 
 /** Subgroups of 32 threads and their matrices, on a device of narrower ones. */
-export const emulateWide = (code: string, label: string): string =>
-  emulateShuffles(emulateMatrices(code), label.includes("backward") ? "vec4<f32>" : "f32");
+export const emulateWide = (code: string, label: string): string => {
+  const isExchange = code.includes("subgroupShuffleXor");
+  return emulateShuffles(
+    emulateMatrices(code),
+    !isExchange ? "u32" : label.includes("backward") ? "vec4<f32>" : "f32",
+  );
+};
 
 /** Shuffles go through workgroup memory. */
 const emulateShuffles = (code: string, type: string): string =>
-  code.includes("subgroupShuffleXor")
+  code.includes("subgroupShuffle")
     ? code
         .replace("enable subgroups;", "")
-        .replaceAll("subgroupShuffleXor", "emulatedShuffle")
+        .replaceAll("subgroupShuffleXor(", "emulatedExchange(")
+        .replaceAll("subgroupShuffle(", "emulatedShuffle(")
         .replace(
           /@compute @workgroup_size\(([^)]*)\)\nfn main\(([\s\S]*?)\) \{/,
           (main, size) => `
 var<private> emulatedThread: u32;
 var<workgroup> shuffled: array<${type}, ${size}>;
-fn emulatedShuffle(x: ${type}, mask: u32) -> ${type} {
+fn shuffledFrom(x: ${type}, thread: u32) -> ${type} {
   workgroupBarrier();
   shuffled[emulatedThread] = x;
   workgroupBarrier();
-  return shuffled[emulatedThread ^ mask];
+  return shuffled[thread];
 }
+fn emulatedExchange(x: ${type}, mask: u32) -> ${type} { return shuffledFrom(x, emulatedThread ^ mask); }
+fn emulatedShuffle(x: ${type}, lane: u32) -> ${type} { return shuffledFrom(x, emulatedThread / 32u * 32u + lane); }
 ${main} emulatedThread = thread;`,
         )
     : code;
@@ -78,6 +86,11 @@ fn multiplyAccumulate(a: Left, b: Right, c: Sum) -> Sum {
   }
   return sum;
 }
+fn scalarMultiply(a: Sum, x: f32) -> Sum {
+  var sum = a;
+  for (var i = 0u; i < 8u; i++) { sum[i] *= x; }
+  return sum;
+}
 fn storeSum(at: u32, m: Sum, pitch: u32) {
   var sum = m;
   for (var i = 0u; i < 8u; i++) {
@@ -98,6 +111,7 @@ const emulateMatrices = (code: string): string =>
         .replaceAll("subgroupMatrixLoad<Right, col_major>(&memory,", "loadTransposed(")
         .replaceAll("subgroupMatrixStore<row_major>(&memory,", "storeSum(")
         .replaceAll("subgroupMatrixMultiplyAccumulate", "multiplyAccumulate")
+        .replaceAll("subgroupMatrixScalarMultiply", "scalarMultiply")
         .replace(
           /@builtin\(subgroup_id\)[\s\S]*?\) \{/,
           ") { let subgroup = thread / 32u; let lane = thread % 32u; emulatedLane = lane;",

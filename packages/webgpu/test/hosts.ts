@@ -7,6 +7,7 @@ import { fileURLToPath } from "node:url";
 import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
 import { chromium } from "playwright-core";
+import { wgsl } from "../tools/wgsl.js";
 import type * as scenarios from "./scenarios.js";
 
 type Scenarios = typeof scenarios;
@@ -22,7 +23,7 @@ export interface Host {
 const folder = fileURLToPath(new URL("..", import.meta.url));
 const source = (name: string) => fileURLToPath(new URL(`../../${name}/src/index.ts`, import.meta.url));
 
-/** Bundles code for Node or for a page, as a user's bundler would. */
+/** Bundles code for Node or for a page, as a user's bundler would after this package's build. */
 export async function bundle(code: string, platform: "node" | "browser"): Promise<string> {
   const { outputFiles } = await build({
     stdin: { contents: code, resolveDir: fileURLToPath(new URL(".", import.meta.url)), loader: "ts" },
@@ -32,7 +33,7 @@ export async function bundle(code: string, platform: "node" | "browser"): Promis
     format: "esm",
     target: "es2022",
     platform,
-    loader: { ".wgsl": "text" },
+    plugins: [wgsl],
     alias: Object.fromEntries(
       ["tensor", "reference", "conformance", "model", "snr"].map((name) => [
         `@moba-js/${name}`,
