@@ -53,7 +53,10 @@ export class PooledBuffer implements Storage {
  * use it wait in a queue: the queue runs in order.
  */
 export class BufferPool {
+  /** By size, in each the longest kept first. */
   readonly #kept = new Map<number, PooledBuffer[]>();
+  /** The same, the longest kept first. */
+  readonly #byAge = new Set<PooledBuffer>();
   #usedBytes = 0;
   #keptBytes = 0;
   #peakBytes = 0;
@@ -87,8 +90,12 @@ export class BufferPool {
     }
     const kept = this.#kept.get(size)?.pop();
     const buffer = kept?.buffer ?? this.makeBuffer(size);
-    if (kept) this.#keptBytes -= size;
-    else this.#buffersMade += 1;
+    if (kept) {
+      this.#byAge.delete(kept);
+      this.#keptBytes -= size;
+    } else {
+      this.#buffersMade += 1;
+    }
     this.#usedBytes += size;
     this.#peakBytes = Math.max(this.#peakBytes, this.#usedBytes + this.#keptBytes);
     const piece = new PooledBuffer(buffer, bytes, (freed) => this.#give(freed));
@@ -108,21 +115,23 @@ export class BufferPool {
       this.destroyLater(buffer);
       return;
     }
-    while (this.#keptBytes + size > this.maxKeptBytes) this.#dropLargest();
+    while (this.#keptBytes + size > this.maxKeptBytes) this.#dropOldest();
     const kept = this.#kept.get(size);
     if (kept) kept.push(piece);
     else this.#kept.set(size, [piece]);
+    this.#byAge.add(piece);
     this.#keptBytes += size;
   }
 
-  #dropLargest(): void {
-    const largest = Math.max(
-      ...[...this.#kept].filter(([, buffers]) => buffers.length > 0).map(([size]) => size),
-    );
-    const kept = this.#kept.get(largest)?.pop();
-    if (!kept) return;
-    this.#keptBytes -= largest;
-    this.destroyLater(kept.buffer);
+  /** Lets go what nobody has asked for the longest. */
+  #dropOldest(): void {
+    const [oldest] = this.#byAge;
+    if (!oldest) return;
+    const { buffer } = oldest;
+    this.#byAge.delete(oldest);
+    this.#kept.get(buffer.size)?.shift();
+    this.#keptBytes -= buffer.size;
+    this.destroyLater(buffer);
   }
 
   /** What the pool holds. */
@@ -140,6 +149,7 @@ export class BufferPool {
     this.#closed = true;
     for (const pieces of this.#kept.values()) for (const { buffer } of pieces) buffer.destroy();
     this.#kept.clear();
+    this.#byAge.clear();
     this.#keptBytes = 0;
   }
 }

@@ -123,6 +123,10 @@ describe.skipIf(nodeLacks)("in Node", { timeout: 600_000 }, async () => {
     expect(values).toEqual(lengths.map(() => [7, 7]));
   });
 
+  it("keeps what was used last", async () => {
+    expect(await run("buffersOfRounds", { rounds: 3 })).toEqual([2, 0, 0]);
+  });
+
   it("compiles ahead", async () => {
     const { progress, made, value } = await run("compiling", undefined);
     expect(progress).toEqual([

@@ -265,6 +265,26 @@ export async function reusedBuffers({
   return { values, buffersMade };
 }
 
+/**
+ * Buffers made in each of some rounds that need a large and a middling one after the other, when small ones of before fill most of what
+ * is kept.
+ */
+export async function buffersOfRounds({ rounds }: { rounds: number }): Promise<number[]> {
+  const KiB = 1024;
+  const backend = await openWebGpu({ tier: "plain", maxKeptBytes: 1024 * KiB });
+  const zeros = (bytes: number) => backend.zeros([bytes / 4]);
+  const small = Array.from({ length: 10 }, () => zeros(64 * KiB));
+  for (const tensor of small) tensor.dispose();
+  const made: number[] = [];
+  for (let round = 0; round < rounds; round++) {
+    const before = backend.poolReport().buffersMade;
+    for (const bytes of [512 * KiB, 96 * KiB]) zeros(bytes).dispose();
+    made.push(backend.poolReport().buffersMade - before);
+  }
+  backend.dispose();
+  return made;
+}
+
 /** Training of the model `tiny`: its losses on WebGPU and on the CPU, from the same weights and data. */
 export async function training({
   seed,
