@@ -25,9 +25,12 @@ export async function timeRepeated(
 }
 
 /** A timed sample takes at least so many milliseconds, so that launching the first kernel does not count. */
-const SAMPLE_MILLISECONDS = 10;
-/** Runs that are not counted, for clocks and caches to settle. */
-const WARM_RUNS = 3;
+const SAMPLE_MILLISECONDS = 30;
+/**
+ * Runs that are not counted, for clocks, caches and the compiler of JavaScript to settle: so many at least, unless one takes long, and
+ * for so many milliseconds, but not more than that.
+ */
+const [WARM_RUNS, WARM_MILLISECONDS, MOST_WARM_RUNS] = [3, 100, 500];
 
 /**
  * Device milliseconds of one run of `operation`, `repeats` samples of as many runs in a row as make a sample long enough.
@@ -39,8 +42,13 @@ export async function timeSteadily(
   repeats: number,
 ): Promise<number[]> {
   let once = 0;
-  for (let i = 0; i < WARM_RUNS && once < 10 * SAMPLE_MILLISECONDS; i++)
+  let warm = 0;
+  const settled = (runs: number) =>
+    once >= WARM_MILLISECONDS || (runs >= WARM_RUNS && warm >= WARM_MILLISECONDS) || runs >= MOST_WARM_RUNS;
+  for (let i = 0; !settled(i); i++) {
     once = await timeOnce(backend, operation);
+    warm += once;
+  }
   const runs = Math.max(1, Math.min(100, Math.ceil(SAMPLE_MILLISECONDS / once)));
   const sample = async () => {
     const total = await backend.time(() => {

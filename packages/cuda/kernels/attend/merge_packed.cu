@@ -5,8 +5,8 @@
 // written lies together.
 #include <cmath>
 
+#include "common/divide.cuh"
 #include "common/packed_rows.cuh"
-#include "common/query_rows.cuh"
 #include "common/shared.cuh"
 #include "common/softmax.cuh"
 #include "ptx/cp_async.cuh"
@@ -17,7 +17,7 @@ constexpr int WARPS = 4;
 constexpr int STAGES = 2;  // of a warp
 constexpr int ROWS = 8, SLOTS = 8;  // of a stage
 
-// Rows as query_rows.cuh has them.
+// Rows of slots are head-major, as common/query_rows.cuh has them.
 struct MergeArguments {
   const unsigned char* partial;  // [rows, slots], packed rows of d
   const PackedNote* notes;       // [rows, slots], unless rows have theirs
@@ -38,32 +38,42 @@ struct Merge {
   struct Stage {
     unsigned char rows[ROWS][SLOTS * Row::BYTES + 64];  // neighbours in different banks
     PackedNote notes[packed::NOTED<D> ? 1 : ROWS][SLOTS];
-    int indices[ROWS][SLOTS];
+    alignas(16) int indices[ROWS][SLOTS];
   };
 
   const MergeArguments& a;
   Stage* stages;
   int lane, chunks, heads;
+  uint32_t heads_inverse;
 
   __device__ explicit Merge(const MergeArguments& arguments) : a(arguments) {
     stages = reinterpret_cast<Stage*>(sharedMemory) + threadIdx.x / 32 * STAGES;
     lane = threadIdx.x % 32;
     chunks = (a.slots + SLOTS - 1) / SLOTS;
     heads = a.rows / a.tokens;
+    heads_inverse = inverse_of(heads);
   }
 
-  // The row that comes at this place, or the last one.
-  __device__ int row_at(int place) const {
-    place = min(place, a.rows - 1);
-    return place % heads * a.tokens + place / heads;
-  }
+  // The row of slots that comes at a place, or the last one, and that of [T, H] which it is merged to.
+  struct Place {
+    int row, query;
+
+    __device__ Place(const Merge& merge, int place) {
+      const MergeArguments& a = merge.a;
+      place = min(place, a.rows - 1);
+      const int token = divide(place, merge.heads, merge.heads_inverse), head = place - token * merge.heads;
+      row = head * a.tokens + token;
+      query = (a.first_token + token) * a.heads + a.first_head + head;
+    }
+  };
 
   // Starts to copy the SLOTS slots `chunk` of the 8 rows from a place on.
   __device__ void load(Stage& stage, int first, int chunk) const {
     const int first_slot = chunk * SLOTS, slots = min(SLOTS, a.slots - first_slot);
+    const Place mine(*this, first + lane % ROWS);
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
-      const long long slot = static_cast<long long>(row_at(first + r)) * a.slots + first_slot;
+      const long long slot = static_cast<long long>(__shfl_sync(~0u, mine.row, r)) * a.slots + first_slot;
       const uint32_t target = ptx::shared_address(stage.rows[r]);
       const unsigned char* source = a.partial + slot * Row::BYTES;
 #pragma unroll
@@ -73,11 +83,12 @@ struct Merge {
     }
 #pragma unroll
     for (int i = 0; i < ROWS * SLOTS; i += 32) {
-      const int r = (i + lane) / SLOTS, s = (i + lane) % SLOTS, row = row_at(first + r);
+      const int r = (i + lane) / SLOTS, s = (i + lane) % SLOTS;
+      const long long row = __shfl_sync(~0u, mine.row, r), query = __shfl_sync(~0u, mine.query, r);
       if (s >= slots) continue;
-      ptx::copy_4(ptx::shared_address(&stage.indices[r][s]), a.indices + query_of(a, row) * a.slots + first_slot + s);
+      ptx::copy_4(ptx::shared_address(&stage.indices[r][s]), a.indices + query * a.slots + first_slot + s);
       if constexpr (!packed::NOTED<D>) {
-        ptx::copy_8_or_zero(ptx::shared_address(&stage.notes[r][s]), a.notes + static_cast<long long>(row) * a.slots + first_slot + s, true);
+        ptx::copy_8_or_zero(ptx::shared_address(&stage.notes[r][s]), a.notes + row * a.slots + first_slot + s, true);
       }
     }
   }
@@ -118,11 +129,12 @@ struct Merge {
   // Adds the slots of a stage to a quad's row. `sum` and `out` are relative to the greatest lse so far.
   __device__ void add(packed::Sum (&out)[PARTS], float& max, float& sum, const Stage& stage, int slots) const {
     const int r = lane / 4;
+    const int4 low = *reinterpret_cast<const int4*>(stage.indices[r]), high = *reinterpret_cast<const int4*>(stage.indices[r] + 4);
+    const int blocks[SLOTS] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
     float lse[SLOTS], top = max;
 #pragma unroll
     for (int s = 0; s < SLOTS; s++) {
-      const bool used = s < slots && stage.indices[r][s] >= 0;
-      lse[s] = used ? note_of(stage, r, s).lse : -INFINITY;
+      lse[s] = s < slots && blocks[s] >= 0 ? note_of(stage, r, s).lse : -INFINITY;
       top = fmaxf(top, lse[s]);
     }
     const float shift = shift_of(top), old = ptx::exp2_approx(max - shift);
@@ -132,10 +144,9 @@ struct Merge {
     for (int part = 0; part < PARTS; part++) out[part].scale(old);
 #pragma unroll
     for (int s = 0; s < SLOTS; s++) {
-      const bool used = s < slots && stage.indices[r][s] >= 0;
       Row row;
       row.load_shared(stage.rows[r] + s * Row::BYTES);
-      const uint32_t steps = used ? note_of(stage, r, s).steps : 0;
+      const uint32_t steps = lse[s] == -INFINITY ? 0 : note_of(stage, r, s).steps;  // of an unused slot it could be anything
       const float weight = ptx::exp2_approx(lse[s] - shift);
       sum += weight;
 #pragma unroll
@@ -155,7 +166,7 @@ struct Merge {
     }
     const unsigned lanes = __ballot_sync(~0u, bad != 0) >> (lane & ~3) & 15;
     if (place >= a.rows) return;
-    const long long query = query_of(a, row_at(place));
+    const long long query = Place(*this, place).query;
     if (lane % 4 == 0 && lanes != 0) a.suspects[atomicAdd(a.suspect_count, 1)] = query;
 #pragma unroll
     for (int i = 0; i < 2 * PARTS; i++) static_cast<uint4*>(a.out)[query * (D / 8) + 4 * i + lane % 4] = pieces[i];

@@ -36,7 +36,7 @@ struct AttendArguments {
 };
 
 // What the consumers have to know of a tile of queries.
-struct QueryTile {
+struct alignas(16) QueryTile {
   int rows;         // 0: nothing to do, negative: the end
   int length;       // keys of the block
   int chunk;        // number of the block's first chunk of keys
@@ -55,7 +55,6 @@ struct Attend {
   static constexpr int SHARED = Stages * 2 * CHUNK + QueryStages * TILE + 1024;
   static constexpr int THREADS = 128 * Warpgroups + 128;
   static constexpr int AHEAD = 4;                // tiles whose entries are on their way
-  static constexpr bool SHARED_WEIGHTS = D == 128 && !Chunked;  // probabilities fit where a tile's queries were
   static constexpr bool PACKED = packed::PACKS<T>;
 
   struct Shared {
@@ -170,7 +169,9 @@ struct Attend {
       next.masked = a.causal ? (next.behind + length) * a.slots : 0;
       next.slots = static_cast<int>(region - first_slot);
       const int* list = a.entries + region + items.begin;
-      const T* q = static_cast<const T*>(a.q) + (static_cast<long long>(items.query_begin) * a.heads + head) * D;
+      const T* q = static_cast<const T*>(a.q) + (static_cast<long long>(items.query_begin) * a.heads + head) * D +
+                   threadIdx.x % PIECES * 8;
+      asm("" : "+l"(q));  // one number: the compiler would add its parts up again for each row
       items.take();
       const int end_tile = resident ? tile_count : Warpgroups;
       for (int first_tile = 0; first_tile < end_tile; first_tile += AHEAD) {
@@ -240,20 +241,20 @@ struct Attend {
     return threadIdx.x % 32 < 16 && rows > 0 ? __ldg(list + min(row_of_lane(), rows - 1)) : 0;
   }
 
-  // Gathers the queries of up to 64 entries.
+  // Gathers the queries of up to 64 entries. q: this lane's piece of the range's first query.
   __device__ void gather(int tile, const QueryTile& next, int entry, const T* q) const {
     const int t = threadIdx.x % 128, lane = t % 32, warp = t / 32, stage = tile % QueryStages;
-    const int token = divide(entry, a.slots, slots_inverse);
+    const uint32_t pieces = static_cast<uint32_t>(divide(entry, a.slots, slots_inverse)) * (a.heads * PIECES);  // before the query
     ptx::barrier_wait(ptx::shared_address(&shared.tile_empty[stage]), (tile / QueryStages & 1) ^ 1);
     const uint32_t full = ptx::shared_address(&shared.tile_full[stage]);
     if (next.rows > 0) {
       const uint64_t keep = ptx::keep_policy();
+      const int r = TOGETHER * warp + lane / PIECES, piece = lane % PIECES;
+      const uint32_t target = tiles + stage * TILE + (piece >> 3) * 8192 + r * 128 + (((piece & 7) ^ (r & 7)) << 4);
 #pragma unroll
-      for (int i = 0; i < 16 / TOGETHER; i++) {
-        const int r = TOGETHER * (warp + 4 * i) + lane / PIECES, piece = lane % PIECES;
-        const int from = __shfl_sync(~0u, token, lane / PIECES + TOGETHER * i);
-        ptx::copy_16(tiles + stage * TILE + (piece >> 3) * 8192 + r * 128 + (((piece & 7) ^ (r & 7)) << 4),
-                     q + static_cast<long long>(from) * a.heads * D + piece * 8, keep);
+      for (int i = 0; i < 16 / TOGETHER; i++) {  // every 8 rows the same pattern of banks
+        const uint32_t from = __shfl_sync(~0u, pieces, lane / PIECES + TOGETHER * i);
+        ptx::copy_16(target + 4 * TOGETHER * i * 128, q + 8ll * from, keep);
       }
     }
     ptx::barrier_arrive_after_copies(full);
@@ -279,14 +280,9 @@ struct Attend {
       mask_rows(s, stage, 0);
       float max[2], sum[2] = {}, o[D / 2];
       row_shifts(max, s);
-      if constexpr (SHARED_WEIGHTS) {
-        share_exponentials(s, stage, max, sum);
-        multiply_shared(o, stage, tile.chunk);
-      } else {
-        uint32_t p[Keys / 4];
-        exponentials(s, p, max, sum);
-        multiply_values<true>(o, p, tile.chunk);
-      }
+      uint32_t p[Keys / 4];
+      exponentials(s, p, max, sum);
+      multiply_values<true>(o, p, tile.chunk);
       quad_sums(sum);
       ptx::wgmma_wait<0>();
       if (tile.last) release_chunk(tile.chunk, warpgroup);
@@ -374,21 +370,6 @@ struct Attend {
     ptx::wgmma_commit();
   }
 
-  // Begins o = probabilities · values, with those that are where the tile's queries were.
-  __device__ void multiply_shared(float (&o)[D / 2], int stage, int chunk) const {
-    const uint64_t weights = ptx::descriptor_k_major(tiles + stage * TILE);
-    const uint64_t values = ptx::descriptor_mn_major(chunks + chunk % Stages * 2 * CHUNK + CHUNK, HALF);
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int kk = 0; kk < Keys / 16; kk++) {
-      const uint64_t x = weights + ptx::descriptor_offset((kk >> 2) * 8192 + (kk & 3) * 32);
-      const uint64_t y = values + ptx::descriptor_offset(kk * 2048);
-      if (kk == 0) ptx::wgmma_ab_first(o, x, y, T{});
-      else ptx::wgmma_ab_more(o, x, y, T{});
-    }
-    ptx::wgmma_commit();
-  }
-
   // Replaces the scores of keys that a row does not see. They are not multiplied: a NaN among them stays out.
   __device__ void mask_rows(float (&s)[Keys / 2], int stage, int skipped) const {
     const QueryTile& tile = shared.tiles[stage];
@@ -458,43 +439,17 @@ struct Attend {
     for (int r = 0; r < 2; r++) max[r] *= a.scale;
   }
 
-  // Turns the scores of keys 8j … 8j + 15 into probabilities, not yet normalized, packed as the product with the values takes
-  // them: words 2i + r for 8 keys i of row r. Adds them to this thread's sums.
-  __device__ void exponentials(const float (&s)[Keys / 2], int j, uint32_t (&words)[4], const float (&max)[2],
-                               float (&sum)[2]) const {
-#pragma unroll
-    for (int u = 0; u < 4; u++) {
-      const int i = 4 * (j + u / 2) + u % 2 * 2;
-      const float shift = shift_of(max[u % 2]);
-      const float x = ptx::exp2_approx(fmaf(s[i], a.scale, -shift)), y = ptx::exp2_approx(fmaf(s[i + 1], a.scale, -shift));
-      sum[u % 2] += x + y;
-      words[u] = pack<T>(x, y);
-    }
-  }
-
+  // Turns scores into probabilities, not yet normalized, packed as the product with the values takes them. Adds them to this
+  // thread's sums.
   __device__ void exponentials(const float (&s)[Keys / 2], uint32_t (&p)[Keys / 4], const float (&max)[2], float (&sum)[2]) const {
+    const float shift[2] = {shift_of(max[0]), shift_of(max[1])};
 #pragma unroll
-    for (int j = 0; j < Keys / 8; j += 2) {
-      uint32_t words[4];
-      exponentials(s, j, words, max, sum);
-#pragma unroll
-      for (int u = 0; u < 4; u++) p[2 * j + u] = words[u];
+    for (int j = 0; j < Keys / 4; j++) {
+      const int r = j % 2;
+      const float x = ptx::exp2_approx(fmaf(s[2 * j], a.scale, -shift[r])), y = ptx::exp2_approx(fmaf(s[2 * j + 1], a.scale, -shift[r]));
+      sum[r] += x + y;
+      p[j] = pack<T>(x, y);
     }
-  }
-
-  // Probabilities that take the place of the tile's queries, which no product needs any more: a warp reads and writes its own 16
-  // rows only.
-  __device__ void share_exponentials(const float (&s)[Keys / 2], int stage, const float (&max)[2], float (&sum)[2]) const {
-    const int lane = threadIdx.x % 32, r = threadIdx.x % 128 / 32 * 16 + lane % 16;
-    const uint32_t target = tiles + stage * TILE + r * 128 + ((lane / 16 ^ r % 8) << 4);
-#pragma unroll
-    for (int j = 0; j < Keys / 8; j += 2) {
-      uint32_t words[4];
-      exponentials(s, j, words, max, sum);
-      ptx::store_matrices((target ^ (j & 7) << 4) + (j >> 3) * 8192, words);
-    }
-    ptx::proxy_fence();
-    __syncwarp();
   }
 
   static __device__ void quad_sums(float (&sum)[2]) {
@@ -603,9 +558,9 @@ struct Attend {
   MOBA_ATTEND(sm90_attend_f16_##NAME, f16, __VA_ARGS__)
 
 // Blocks of at most 64 or 128 keys: one chunk, whose scores and outputs take turns in the registers.
-MOBA_ATTEND_BOTH(d128_b128, 128, 128, 2, 6, 4, false, 104, 64)
-MOBA_ATTEND_BOTH(d128_b64, 128, 64, 4, 6, 4, false, 104, 64)
-MOBA_ATTEND_BOTH(d64_b128, 64, 128, 4, 8, 4, false, 104, 64)
+MOBA_ATTEND_BOTH(d128_b128, 128, 128, 2, 6, 3, false, 144, 64)
+MOBA_ATTEND_BOTH(d128_b64, 128, 64, 2, 9, 3, false, 144, 64)
+MOBA_ATTEND_BOTH(d64_b128, 64, 128, 4, 11, 4, false, 104, 64)
 MOBA_ATTEND_BOTH(d64_b64, 64, 64, 6, 12, 4, false, 104, 64)
 // Blocks of any size: chunks of 128 keys, online softmax.
 MOBA_ATTEND_BOTH(d128, 128, 128, 2, 4, 2, true, 208, 88)

@@ -18,12 +18,12 @@ interface Shape {
 const SHAPES: Readonly<Record<64 | 128, readonly Shape[]>> = {
   64: [
     { name: "d64_b64", warpgroups: 4, stages: 6, queryStages: 12, keys: 64, chunked: false },
-    { name: "d64_b128", warpgroups: 4, stages: 4, queryStages: 8, keys: 128, chunked: false },
+    { name: "d64_b128", warpgroups: 4, stages: 4, queryStages: 11, keys: 128, chunked: false },
     { name: "d64", warpgroups: 2, stages: 4, queryStages: 8, keys: 128, chunked: true },
   ],
   128: [
-    { name: "d128_b64", warpgroups: 4, stages: 4, queryStages: 6, keys: 64, chunked: false },
-    { name: "d128_b128", warpgroups: 4, stages: 2, queryStages: 6, keys: 128, chunked: false },
+    { name: "d128_b64", warpgroups: 3, stages: 2, queryStages: 9, keys: 64, chunked: false },
+    { name: "d128_b128", warpgroups: 3, stages: 2, queryStages: 6, keys: 128, chunked: false },
     { name: "d128", warpgroups: 2, stages: 2, queryStages: 4, keys: 128, chunked: true },
   ],
 };

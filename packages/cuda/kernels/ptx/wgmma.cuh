@@ -37,15 +37,8 @@ __device__ __forceinline__ void wgmma_results(float (&d)[N]) {
 // What `bytes` further on adds to a descriptor.
 __device__ __forceinline__ constexpr uint64_t descriptor_offset(int bytes) { return bytes >> 4; }
 
-// Stores four 8×8 matrices of 2-byte elements (PTX: stmatrix): a lane gives of each the elements 2(t%4) + {0, 1} of row t/4;
-// lanes 8i … 8i+7 the shared addresses of the rows of matrix i.
-__device__ __forceinline__ void store_matrices(uint32_t shared, const uint32_t* words) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(words[0]),
-               "r"(words[1]), "r"(words[2]), "r"(words[3])
-               : "memory");
-}
-
-// The same transposed: of each matrix the addresses are those of the columns.
+// Stores four 8×8 matrices of 2-byte elements transposed (PTX: stmatrix): a lane gives of each the elements 2(t%4) + {0, 1} of
+// row t/4; lanes 8i … 8i+7 the shared addresses of the columns of matrix i.
 __device__ __forceinline__ void store_matrices_transposed(uint32_t shared, const uint32_t* words) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(words[0]),
                "r"(words[1]), "r"(words[2]), "r"(words[3])

@@ -33,45 +33,52 @@ struct Chunk {
   }
 };
 
-// Calls visit(block, entry) for the queries thread, thread + threads … of the chunk, slot by slot, by all threads
-// alike: beyond the chunk's end and for blocks outside of the window, `block` is −1. Blocks count from the window's
-// first, entries `query · slots + slot` from the chunk's first. indices: [T, heads, slots].
+// Slots of a query that are visited together.
+constexpr int SLOTS_AT_ONCE = 8;
+
+// Calls visit(blocks, entry) for the queries thread, thread + threads … of the chunk, SLOTS_AT_ONCE slots at a time, by all
+// threads alike: of slots that are not there, beyond the chunk's end and for blocks outside of the window, a block is −1.
+// Blocks count from the window's first, entries `query · slots + slot` from the chunk's first: blocks[u] is of entry + u.
+// indices: [T, heads, slots].
 template <typename Visit>
 __device__ __forceinline__ void visit_entries(const Chunk& chunk, const int* indices, int heads, int slots, int thread,
                                               int threads, Visit visit) {
-  constexpr int AT_ONCE = 4;  // slots: 16 bytes
-  const bool aligned = slots % AT_ONCE == 0;
+  const bool aligned = slots % 4 == 0;
   const int queries = chunk.end - chunk.begin;
-  const auto fetch = [&](int query, int slot) {
-    int4 blocks = make_int4(-1, -1, -1, -1);
-    if (query >= queries) return blocks;
-    const long long token = chunk.range.query_begin + chunk.begin + query;
-    const int* row = indices + (token * heads + chunk.head) * slots + slot;
-    if (aligned) return *reinterpret_cast<const int4*>(row);
-    blocks.x = row[0];
-    if (slot + 1 < slots) blocks.y = row[1];
-    if (slot + 2 < slots) blocks.z = row[2];
-    if (slot + 3 < slots) blocks.w = row[3];
-    return blocks;
+  const int* rows = indices + (static_cast<long long>(chunk.range.query_begin + chunk.begin) * heads + chunk.head) * slots;
+  const auto fetch = [&](int (&blocks)[SLOTS_AT_ONCE], int query, int slot) {
+    const int left = query < queries ? slots - slot : 0;
+    const int* row = rows + static_cast<long long>(query) * heads * slots + slot;
+#pragma unroll
+    for (int u = 0; u < SLOTS_AT_ONCE; u += 4) {
+      int4 four = make_int4(-1, -1, -1, -1);
+      if (aligned) {
+        if (u < left) four = *reinterpret_cast<const int4*>(row + u);
+      } else {
+        if (u < left) four.x = row[u];
+        if (u + 1 < left) four.y = row[u + 1];
+        if (u + 2 < left) four.z = row[u + 2];
+        if (u + 3 < left) four.w = row[u + 3];
+      }
+      blocks[u] = four.x, blocks[u + 1] = four.y, blocks[u + 2] = four.z, blocks[u + 3] = four.w;
+    }
   };
-  const auto within = [&](int block) {
-    const int shifted = block - chunk.first_block;
-    return shifted >= 0 && shifted < chunk.blocks ? shifted : -1;
-  };
-  int query = thread, slot = 0;
-  int4 next = fetch(query, slot);
+  int query = thread, slot = 0, next[SLOTS_AT_ONCE];
+  fetch(next, query, slot);
   while (query - thread < queries) {
-    const int4 blocks = next;
+    int blocks[SLOTS_AT_ONCE];
+#pragma unroll
+    for (int u = 0; u < SLOTS_AT_ONCE; u++) {
+      const int shifted = next[u] - chunk.first_block;
+      blocks[u] = shifted >= 0 && shifted < chunk.blocks ? shifted : -1;
+    }
     const int entry = query * slots + slot;
-    slot += AT_ONCE;
+    slot += SLOTS_AT_ONCE;
     if (slot >= slots) {
       slot = 0;
       query += threads;
     }
-    next = fetch(query, slot);
-    visit(within(blocks.x), entry);
-    visit(within(blocks.y), entry + 1);
-    visit(within(blocks.z), entry + 2);
-    visit(within(blocks.w), entry + 3);
+    fetch(next, query, slot);
+    visit(blocks, entry);
   }
 }

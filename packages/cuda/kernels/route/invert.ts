@@ -51,20 +51,24 @@ export interface BlockLists extends Disposable {
 }
 
 /** As in invert_count.cu, invert_columns.cu, invert_items.cu and invert_scatter.cu. */
-const [COUNT_THREADS, COLUMN_THREADS, ITEM_THREADS, SCATTER_THREADS] = [64, 128, 512, 128];
+const [COUNT_THREADS, COLUMN_THREADS, ITEM_THREADS, SCATTER_THREADS] = [128, 128, 512, 128];
 /** Blocks whose counters fit the shared memory at once: more are taken in several windows. */
 const MOST_BLOCKS = 8192;
-/** Entries of a chunk, at most: they lie in shared memory, 16 bits each. */
-const MOST_ENTRIES = 16_384;
+/** Slots of a query, at most: a chunk's entries are counted in 14 bits. */
+const MOST_SLOTS = 16_384;
+/** Entries of a chunk of several queries, at most. */
+const MOST_ENTRIES = 8192;
+/** Shared memory of any device that the kernels are for: 4 bytes an entry of a chunk, 8 a block of a window. */
+const SHARED_BYTES = 98_304;
 
 /**
- * Queries that one CTA takes: enough CTAs to fill the device, but few enough that the counts, one for each
- * (CTA, block), are not more than half the entries where a window has room for all blocks.
+ * Queries that one CTA takes: enough CTAs to fill the device, but at least so many that a list gets eight entries of a chunk on
+ * average, whole sectors, and the counts, one for each (CTA, block), stay few beside the entries.
  */
 function chunkQueries(device: Device, ranges: Ranges, heads: number, slots: number): number {
-  const filling = (ranges.tokens * heads) / (32 * device.multiprocessors);
-  const chunk = Math.max(128, Math.min(512, filling), (2 * ranges.mostBlocks) / slots);
-  return Math.min(32 * ceilDiv(chunk, 32), Math.floor(MOST_ENTRIES / slots));
+  const filling = (ranges.tokens * heads) / (8 * device.multiprocessors);
+  const chunk = Math.max(128, Math.min(512, filling), (8 * ranges.mostBlocks) / slots);
+  return Math.min(32 * ceilDiv(chunk, 32), Math.max(1, Math.floor(MOST_ENTRIES / slots)));
 }
 
 /**
@@ -73,7 +77,7 @@ function chunkQueries(device: Device, ranges: Ranges, heads: number, slots: numb
  */
 export function invert(device: Device, problem: InvertProblem, ranges: Ranges): BlockLists {
   const { heads, slots, mostRows, firstHead = 0, takenHeads = heads } = problem;
-  if (slots > MOST_ENTRIES) throw new ArgumentError("routing slots", slots, `at most ${MOST_ENTRIES}`);
+  if (slots > MOST_SLOTS) throw new ArgumentError("routing slots", slots, `at most ${MOST_SLOTS}`);
   const indices = problem.indices + 4 * firstHead * slots;
   const chunk = chunkQueries(device, ranges, takenHeads, slots);
   const chunks = Math.max(1, ceilDiv(ranges.longest, chunk));
@@ -101,7 +105,9 @@ export function invert(device: Device, problem: InvertProblem, ranges: Ranges): 
   };
   using matrix = device.scratch(4 * takenHeads * chunks * columns);
 
-  const window = Math.min(MOST_BLOCKS, 2 * ceilDiv(Math.max(1, ranges.mostBlocks), 2)); // whole words of places
+  const entryBytes = 4 * chunk * slots;
+  const room = Math.floor((SHARED_BYTES - entryBytes) / 8);
+  const window = Math.min(MOST_BLOCKS, room, Math.max(1, ranges.mostBlocks));
   const windows = ceilDiv(Math.max(1, ranges.mostBlocks), window);
   const count = new Arguments()
     .pointer(indices)
@@ -150,14 +156,8 @@ export function invert(device: Device, problem: InvertProblem, ranges: Ranges): 
     .int(ranges.firstToken)
     .int(ranges.tokens);
   const scatterGrid = [countGrid[0] + 1, takenHeads, windows] as const;
-  const shared = 6 * window + 2 * chunk * slots;
-  device.launch(
-    device.kernel("invert_scatter", "invert_scatter"),
-    scatterGrid,
-    SCATTER_THREADS,
-    shared,
-    scatter,
-  );
+  const kernel = device.kernel("invert_scatter", "invert_scatter");
+  device.launch(kernel, scatterGrid, SCATTER_THREADS, 8 * window + entryBytes, scatter);
 
   const dispose = () => {
     for (const scratch of arrays) scratch.dispose();

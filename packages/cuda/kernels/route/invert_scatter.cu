@@ -1,27 +1,40 @@
-// Turning a routing round, step 4 of 4: the entries go to their lists, in order of (32 queries, slot, query).
+// Turning a routing round, step 4 of 4: the entries go to their lists, in order of (32 queries, 8 slots, query).
 #include "common/cta.cuh"
 #include "route/invert.cuh"
 
 constexpr int THREADS = 128;
-// Lanes that copy a run of entries together, and blocks that a thread has to do with at once.
-constexpr int RUN_LANES = 4;
-constexpr int AT_ONCE = 4;
+constexpr int AT_ONCE = 4;      // blocks that a thread has to do with at once
+constexpr int ENTRY_BITS = 14;  // of a chunk's entry, below its block
 
-// Puts a chunk's entries in order of their lists: a warp does. places: of the next entry of each list. masks: zero.
-__device__ __forceinline__ void put_in_order(const Chunk& chunk, const int* indices, int heads, int slots,
-                                             unsigned* masks, unsigned short* places, unsigned short* sorted) {
+// A chunk's part of one block's list, while its entries are put in order.
+struct alignas(8) List {
+  unsigned mask;  // lanes that chose the block; in the end: from a place in shared memory to one in the list
+  int place;      // of the next entry in shared memory
+};
+
+// Puts a chunk's entries in order of their lists, each with its block in the high bits: a warp does. A query chooses a block
+// once, so a lane's bit in the block's mask stands for one entry.
+__device__ __forceinline__ void put_in_order(const Chunk& chunk, const int* indices, int heads, int slots, List* lists,
+                                             unsigned* sorted) {
   const int lane = lane_id();
-  visit_entries(chunk, indices, heads, slots, lane, WARP, [&](int block, int entry) {
-    if (block >= 0) atomicOr(&masks[block], 1u << lane);
+  visit_entries(chunk, indices, heads, slots, lane, WARP, [&](const int (&blocks)[SLOTS_AT_ONCE], int entry) {
+#pragma unroll
+    for (int u = 0; u < SLOTS_AT_ONCE; u++) {
+      if (blocks[u] >= 0) atomicOr(&lists[blocks[u]].mask, 1u << lane);
+    }
     __syncwarp();
-    const unsigned peers = block >= 0 ? masks[block] : 0;
-    const int place = block >= 0 ? places[block] : 0;
-    const int rank = __popc(peers & ((1u << lane) - 1));
-    if (block >= 0) sorted[place + rank] = entry;
+    List found[SLOTS_AT_ONCE];
+#pragma unroll
+    for (int u = 0; u < SLOTS_AT_ONCE; u++) {
+      if (blocks[u] >= 0) found[u] = lists[blocks[u]];
+    }
     __syncwarp();
-    if (block >= 0 && rank == 0) {
-      masks[block] = 0;
-      places[block] = place + __popc(peers);
+#pragma unroll
+    for (int u = 0; u < SLOTS_AT_ONCE; u++) {
+      if (blocks[u] < 0) continue;
+      const int rank = __popc(found[u].mask & ((1u << lane) - 1));
+      sorted[found[u].place + rank] = static_cast<unsigned>(blocks[u]) << ENTRY_BITS | entry + u;
+      if (rank == 0) lists[blocks[u]] = {0, found[u].place + __popc(found[u].mask)};
     }
     __syncwarp();
   });
@@ -34,7 +47,7 @@ __device__ __forceinline__ void put_in_order(const Chunk& chunk, const int* indi
 // The entries of a chunk are put in order in shared memory first: scattered through global memory, each would move 32
 // bytes. Lanes that chose the same block at once find each other by a mask of the block's: so each entry has a place
 // that depends on nothing but the routing. One warp puts them in order; the others help before and after.
-// Dynamic shared memory: for each block of the window a mask, later a target, and a place (16 bits), and the chunk's entries (16 bits).
+// Dynamic shared memory: a List for each block of the window, and the chunk's entries.
 // Grid: (ranges · chunks + 1, H, windows).
 extern "C" __global__ void __launch_bounds__(THREADS)
     invert_scatter(const int* __restrict__ indices, const Range* ranges, int* matrix, const int* counts,
@@ -59,9 +72,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const long long first_column = static_cast<long long>(chunk.head) * columns + chunk.range.first_block + chunk.first_block;
   const int* row = chunk.row(matrix, chunks, columns);
   const int* next_row = chunk.number + 1 < chunks ? row + columns : counts + first_column;
-  unsigned* masks = reinterpret_cast<unsigned*>(sharedMemory);
-  auto* places = reinterpret_cast<unsigned short*>(masks + window);  // of the next entry of each list
-  unsigned short* sorted = places + window;
+  List* lists = reinterpret_cast<List*>(sharedMemory);
+  unsigned* sorted = reinterpret_cast<unsigned*>(lists + window);
 
   int before = 0;
   for (int begin = 0; begin < chunk.blocks; begin += AT_ONCE * THREADS) {
@@ -76,29 +88,23 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     before += total;
 #pragma unroll
     for (int u = 0; u < AT_ONCE; u++) {
-      if (first + u < chunk.blocks) {
-        masks[first + u] = 0;
-        places[first + u] = place;
-      }
+      if (first + u < chunk.blocks) lists[first + u] = {0, place};
       place += counts_here[u];
     }
   }
   __syncthreads();
-  if (threadIdx.x < WARP) put_in_order(chunk, indices, heads, slots, masks, places, sorted);
+  if (threadIdx.x < WARP) put_in_order(chunk, indices, heads, slots, lists, sorted);
   __syncthreads();
 
-  // From here on `masks` are where the chunk's entries of each list go.
-  int* targets = reinterpret_cast<int*>(masks);
 #pragma unroll AT_ONCE
   for (int block = threadIdx.x; block < chunk.blocks; block += THREADS) {
-    targets[block] = starts[first_column + block] + row[block];
+    lists[block].mask = starts[first_column + block] + row[block] - (block > 0 ? lists[block - 1].place : 0);
   }
   __syncthreads();
   int* region = entries + (static_cast<long long>(chunk.head) * tokens + chunk.range.query_begin - first_token) * slots;
   const int first_entry = chunk.begin * slots;
-  for (int block = threadIdx.x / RUN_LANES; block < chunk.blocks; block += THREADS / RUN_LANES) {
-    const int begin = block > 0 ? places[block - 1] : 0, end = places[block];
-    int* list = region + targets[block] - begin;
-    for (int i = begin + lane % RUN_LANES; i < end; i += RUN_LANES) list[i] = first_entry + sorted[i];
+  for (int i = threadIdx.x; i < before; i += THREADS) {
+    const unsigned entry = sorted[i];
+    region[static_cast<int>(lists[entry >> ENTRY_BITS].mask) + i] = first_entry + (entry & ((1u << ENTRY_BITS) - 1));
   }
 }
