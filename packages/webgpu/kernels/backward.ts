@@ -22,6 +22,7 @@ import piecesSource from "./pieces.wgsl";
 import { type Mask, maskNumber, maskSpan, ownMask, rowsThatSee, sequenceTable, type Wave } from "./range.js";
 import { chooseTile, rowQuads, tileConstants } from "./tile.js";
 import tileSource from "./tile.wgsl";
+import unmarkSource from "./unmark-slots.wgsl";
 import { mostWorkspace, slotWaves, slotWorkspace } from "./waves.js";
 import { blockWindows, mostRows, type Range, rangesOf, tokenWindow } from "./windows.js";
 
@@ -67,6 +68,13 @@ const KEYS = kernel({
   source: listsSource + piecesSource + keysSource,
   bindings: { parts: read("vec4<f32>"), lists: read("u32"), dk: write("rows"), dv: write("rows") },
   params: { ...PIECE_PARAMS, size: "u32", accumulate: "u32" },
+});
+
+const UNMARK = kernel({
+  name: "unmark-slots",
+  source: unmarkSource,
+  bindings: { slots: write("vec4<f32>") },
+  params: { size: "u32" },
 });
 
 const QUERIES = kernel({
@@ -261,6 +269,23 @@ function backwardWindow(
   parts.free();
 }
 
+/** Marks the slots of a wave's rows as unused. */
+function unmarkSlots(
+  { commands }: Context,
+  problem: AttentionBackwardProblem,
+  wave: Wave,
+  slots: Piece,
+  places: number,
+): void {
+  const size = wave.headCount * wave.tokens * groupOf(problem) * places;
+  commands.launch(UNMARK, {
+    buffers: { slots },
+    params: { size },
+    constants: { DQ: rowQuads(problem.headDim) },
+    groups: Math.ceil(size / 64),
+  });
+}
+
 /** `dq` of the rows of a wave: the sums of their slots. */
 function sumSlots(
   { commands }: Context,
@@ -306,7 +331,7 @@ function gridOf(context: Context, { tokens, heads, kvHeads, headDim }: Attention
   const fit = Math.floor(mostWorkspace(context) / slotBytes);
   const isFilled = Math.min(kvHeads, Math.floor(fit / FEW_BLOCKS)) >= MANY_HEADS;
   const blocks = isFilled ? FEW_BLOCKS : Math.max(FEW_BLOCKS, Math.min(MANY_BLOCKS, fit));
-  return { blocks, pieces: Math.ceil(blocks / 2) };
+  return { blocks, pieces: Math.ceil((3 * blocks) / 4) };
 }
 
 /** A block of keys, and a piece of the rows that see it. */
@@ -354,7 +379,6 @@ export function attentionBackward(
   mask: Mask,
   gradients: AttentionGradients,
 ): void {
-  const { commands } = context;
   const { cuSeqlensK, headDim } = problem;
   const shape = backwardShape(context, headDim, Number.POSITIVE_INFINITY);
   const longest = Math.max(...Array.from(cuSeqlensK.subarray(1), (end, s) => end - cuSeqlensK[s]));
@@ -371,7 +395,7 @@ export function attentionBackward(
     const waves = slotWaves(context, problem, places, blocksAndHeads);
     for (const wave of waves) {
       const slots = slotWorkspace(context, problem, waves, places);
-      commands.clear(slots);
+      unmarkSlots(context, problem, wave, slots, places);
       const { items, starts } = planItems(problem, mask, blockSize, wave, shape, grid.pieces);
       const itemNumbers = items.flatMap(({ block, rows }) => [block, rows.first, rows.end]);
       const lists = Uint32Array.from([...table, ...starts, ...itemNumbers]);

@@ -19,7 +19,7 @@ constexpr int ROWS = 8, SLOTS = 8;  // of a stage
 
 // Rows of slots are head-major, as common/query_rows.cuh has them.
 struct MergeArguments {
-  const unsigned char* partial;  // [rows, slots], packed rows of d
+  void* partial;                 // [rows, slots], packed rows of d with notes, and their tails behind them
   const PackedNote* notes;       // [rows, slots], unless rows have theirs
   const int* indices;            // [T, H, slots]
   void* out;                     // [T, H, d]
@@ -33,10 +33,10 @@ struct MergeArguments {
 template <int D>
 struct Merge {
   using Row = packed::Row<D>;
-  static constexpr int PARTS = D / 64, PIECES = Row::BYTES / 16;
+  static constexpr int PARTS = D / 64, PIECES = Row::NOTED_BYTES / 16, TAIL_PIECES = Row::TAIL_BYTES / 16;
 
   struct Stage {
-    unsigned char rows[ROWS][SLOTS * Row::BYTES + 64];  // neighbours in different banks
+    alignas(16) unsigned char rows[ROWS][SLOTS * Row::BYTES + 64];  // of the slots, then their tails; neighbours in different banks
     PackedNote notes[packed::NOTED<D> ? 1 : ROWS][SLOTS];
     alignas(16) int indices[ROWS][SLOTS];
   };
@@ -45,6 +45,7 @@ struct Merge {
   Stage* stages;
   int lane, chunks, heads;
   uint32_t heads_inverse;
+  const unsigned char* tails;
 
   __device__ explicit Merge(const MergeArguments& arguments) : a(arguments) {
     stages = reinterpret_cast<Stage*>(sharedMemory) + threadIdx.x / 32 * STAGES;
@@ -52,6 +53,7 @@ struct Merge {
     chunks = (a.slots + SLOTS - 1) / SLOTS;
     heads = a.rows / a.tokens;
     heads_inverse = inverse_of(heads);
+    tails = Row::tails_of(a.partial, static_cast<long long>(a.rows) * a.slots);
   }
 
   // The row of slots that comes at a place, or the last one, and that of [T, H] which it is merged to.
@@ -67,6 +69,14 @@ struct Merge {
     }
   };
 
+  // Starts to copy pieces of 16 bytes, `most` of them at most.
+  __device__ void copy(unsigned char* target, const unsigned char* source, int pieces, int most) const {
+#pragma unroll
+    for (int i = 0; i < most; i += 32) {
+      if (i + lane < pieces) ptx::copy_16_or_zero(ptx::shared_address(target) + 16 * (i + lane), source + 16 * (i + lane), true);
+    }
+  }
+
   // Starts to copy the SLOTS slots `chunk` of the 8 rows from a place on.
   __device__ void load(Stage& stage, int first, int chunk) const {
     const int first_slot = chunk * SLOTS, slots = min(SLOTS, a.slots - first_slot);
@@ -74,12 +84,8 @@ struct Merge {
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
       const long long slot = static_cast<long long>(__shfl_sync(~0u, mine.row, r)) * a.slots + first_slot;
-      const uint32_t target = ptx::shared_address(stage.rows[r]);
-      const unsigned char* source = a.partial + slot * Row::BYTES;
-#pragma unroll
-      for (int i = 0; i < SLOTS * PIECES; i += 32) {
-        if (i + lane < slots * PIECES) ptx::copy_16_or_zero(target + 16 * (i + lane), source + 16 * (i + lane), true);
-      }
+      copy(stage.rows[r], static_cast<const unsigned char*>(a.partial) + slot * Row::NOTED_BYTES, slots * PIECES, SLOTS * PIECES);
+      copy(stage.rows[r] + SLOTS * Row::NOTED_BYTES, tails + slot * Row::TAIL_BYTES, slots * TAIL_PIECES, SLOTS * TAIL_PIECES);
     }
 #pragma unroll
     for (int i = 0; i < ROWS * SLOTS; i += 32) {
@@ -94,7 +100,7 @@ struct Merge {
   }
 
   __device__ PackedNote note_of(const Stage& stage, int r, int s) const {
-    if constexpr (packed::NOTED<D>) return Row::note_shared(stage.rows[r] + s * Row::BYTES);
+    if constexpr (packed::NOTED<D>) return Row::note_shared(stage.rows[r] + s * Row::NOTED_BYTES);
     else return stage.notes[r][s];
   }
 
@@ -145,7 +151,7 @@ struct Merge {
 #pragma unroll
     for (int s = 0; s < SLOTS; s++) {
       Row row;
-      row.load_shared(stage.rows[r] + s * Row::BYTES);
+      row.load_shared(stage.rows[r] + s * Row::NOTED_BYTES, stage.rows[r] + SLOTS * Row::NOTED_BYTES + s * Row::TAIL_BYTES);
       const uint32_t steps = lse[s] == -INFINITY ? 0 : note_of(stage, r, s).steps;  // of an unused slot it could be anything
       const float weight = ptx::exp2_approx(lse[s] - shift);
       sum += weight;

@@ -68,11 +68,14 @@ struct Attend {
   Shared& shared;
   uint32_t chunks, tiles;  // shared addresses
   uint32_t slots_inverse;
+  void* tails;             // of packed partial outputs
 
   __device__ Attend(const AttendArguments& arguments, Shared& shared_state) : a(arguments), shared(shared_state) {
     chunks = (ptx::shared_address(sharedMemory) + 1023) & ~1023u;
     tiles = chunks + Stages * 2 * CHUNK;
     slots_inverse = inverse_of(a.slots);
+    const long long rows = static_cast<long long>((a.end_segment - a.first_segment) / a.range_count) * a.tokens * a.slots;
+    tails = packed::Row<D>::tails_of(a.partial, rows);
   }
 
   __device__ void init() const {
@@ -513,7 +516,7 @@ struct Attend {
       packed::Row<D> row;
 #pragma unroll
       for (int part = 0; part < PARTS; part++) columns(x, r, part), row.pack(part, x, scale[r], largest[r][part]);
-      if (slot[r] >= 0) row.store_noted(a.partial, static_cast<PackedNote*>(a.notes), slot[r], lse[r]);
+      row.store_noted(a.partial, tails, static_cast<PackedNote*>(a.notes), slot[r], lse[r]);
     }
   }
 

@@ -3,6 +3,9 @@
 // largest magnitude among its 64 columns; the mean error of columns that are alike in size is that of bf16. Rows beyond 8e37
 // come out of a sum as NaN.
 //
+// Partial outputs have notes. A row of 64 has its note in spare words. Of rows of 128 the first 128 bytes lie together, a line
+// each; behind all of them are their tails of 32 bytes, and the notes in an array of their own.
+//
 // Lanes of a quad hold columns as matrix products leave them: lane l, of 64 columns, has 8j + 2l + {0, 1}, j = 0 … 7, as values
 // 2j + {0, 1}. They take five words of a lane: 8 pairs of 10 + 10 bits, of which three are spread over the spare bits of the
 // others.
@@ -10,8 +13,7 @@
 #include "common/pairs.cuh"
 #include "ptx/max_nan.cuh"
 
-// Of a row of partial outputs: its lse, base 2, and its steps. A row of 64 has it in spare words, others have it in an array
-// beside them. (Notes of 8 bytes that are written one by one cost more than their bytes.)
+// Of a row of partial outputs: its lse, base 2, and its steps.
 struct alignas(8) PackedNote {
   float lse;
   uint32_t steps;
@@ -57,12 +59,18 @@ __device__ __forceinline__ float largest_of(const float (&x)[16]) {
 template <int D>
 struct Row {
   static constexpr int PARTS = D / 64, BYTES = 64 * PARTS + 32;
+  static constexpr int TAIL_BYTES = NOTED<D> ? 0 : 32, NOTED_BYTES = BYTES - TAIL_BYTES;  // of rows with notes
 
   uint4 most[PARTS];
   uint32_t last[2];
   uint32_t steps;  // as two bf16
 
   __device__ __forceinline__ Row() : last{}, steps(0) {}
+
+  // Where the tails of so many rows with notes are: behind them.
+  static __device__ __forceinline__ unsigned char* tails_of(void* rows, long long count) {
+    return static_cast<unsigned char*>(rows) + count * NOTED_BYTES;
+  }
 
   // Packs `factor` · x, values of 64 columns. All lanes of the warp call it. NaN and Infinity go to the step.
   __device__ __forceinline__ void pack(int part, const float (&x)[16], float factor) {
@@ -103,12 +111,34 @@ struct Row {
     __stcs(reinterpret_cast<uint2*>(target + 64 * PARTS) + lane, make_uint2(last[0], last[1]));
   }
 
-  // Stores a row of partial outputs and its note.
-  __device__ __forceinline__ void store_noted(void* rows, PackedNote* notes, long long row, float lse) {
+  // Stores a row of partial outputs and its note; a negative row is not there. All lanes of the warp call it.
+  //
+  // Of 128 columns two quads write first the one's row together, then the other's: a line each, since what limits are requests
+  // for lines, not bytes.
+  __device__ __forceinline__ void store_noted(void* rows, void* tails, PackedNote* notes, int row, float lse) const {
     const int lane = threadIdx.x % 4;
-    if constexpr (NOTED<D>) last[1] = lane == 0 ? __float_as_uint(lse) : steps;  // lane 1 has the steps
-    else if (lane == 0) notes[row] = {lse, steps};
-    store(rows, row);
+    if constexpr (NOTED<D>) {
+      if (row < 0) return;
+      char* target = static_cast<char*>(rows) + static_cast<long long>(row) * BYTES;
+      __stcs(reinterpret_cast<uint4*>(target) + lane, most[0]);
+      __stcs(reinterpret_cast<uint2*>(target + 64) + lane,
+             make_uint2(last[0], lane == 0 ? __float_as_uint(lse) : steps));  // lane 1 has the steps
+    } else {
+      const int upper = threadIdx.x / 4 % 2;
+      const uint4 given = upper ? most[0] : most[1];
+      const uint4 taken = make_uint4(__shfl_xor_sync(~0u, given.x, 4), __shfl_xor_sync(~0u, given.y, 4),
+                                     __shfl_xor_sync(~0u, given.z, 4), __shfl_xor_sync(~0u, given.w, 4));
+      const int other_row = __shfl_xor_sync(~0u, row, 4);
+#pragma unroll
+      for (int turn = 0; turn < 2; turn++) {
+        const int target = upper == turn ? row : other_row;
+        if (target < 0) continue;
+        __stcs(static_cast<uint4*>(rows) + 8ll * target + 4 * upper + lane, upper == turn ? most[turn] : taken);
+      }
+      if (row < 0) return;
+      __stcs(static_cast<uint2*>(tails) + 4ll * row + lane, make_uint2(last[0], last[1]));
+      if (lane == 0) notes[row] = {lse, steps};
+    }
   }
 
   // Stores a row of 64 columns as the part of a row of `Columns`.
@@ -121,12 +151,12 @@ struct Row {
     __stcs(reinterpret_cast<uint32_t*>(target + Columns) + 2 * lane + part, last[0]);
   }
 
-  // From a row in shared memory.
-  __device__ __forceinline__ void load_shared(const unsigned char* row) {
+  // From a row with a note in shared memory, and its tail.
+  __device__ __forceinline__ void load_shared(const unsigned char* row, const unsigned char* tail) {
     const int lane = threadIdx.x % 4;
 #pragma unroll
     for (int part = 0; part < PARTS; part++) most[part] = reinterpret_cast<const uint4*>(row)[4 * part + lane];
-    const uint2 words = reinterpret_cast<const uint2*>(row + 64 * PARTS)[lane];
+    const uint2 words = reinterpret_cast<const uint2*>(NOTED<D> ? row + 64 * PARTS : tail)[lane];
     last[0] = words.x;
     last[1] = words.y;
   }
