@@ -383,6 +383,26 @@ const checks = {
     assert.equal((await again.data()).length, 2 ** 23);
   },
 
+  async "an operation that finds no memory gives back what it had taken"() {
+    let failures = 0;
+    for (let maxBytes = 2 ** 21; ; maxBytes += 2 ** 18) {
+      const cuda = await open({ maxBytes });
+      const q = cuda.zeros([4096, 2, 64], "bf16");
+      let held = cuda.deviceMemory().usedBytes;
+      try {
+        const routing = cuda.route(q, q, { blockSize: 32, topK: 4 });
+        held = cuda.deviceMemory().usedBytes;
+        cuda.attend(q, q, q, routing);
+        break;
+      } catch (error) {
+        if (!isDeviceError(/no memory for \d+ bytes/)(error)) throw error;
+      }
+      assert.equal(cuda.deviceMemory().usedBytes, held);
+      failures++;
+    }
+    assert.ok(failures > 3, `only ${failures} without memory`);
+  },
+
   async "a launch that is refused is an error, and the next call works"() {
     const { device, spin } = openDevice();
     const kernel = device.kernelOf(device.loadModule(ptx), "spin");

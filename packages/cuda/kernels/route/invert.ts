@@ -91,76 +91,81 @@ export function invert(device: Device, problem: InvertProblem, ranges: Ranges): 
     arrays.push(scratch);
     return scratch.pointer;
   };
-  const lists = {
-    ranges,
-    heads: takenHeads,
-    segments,
-    counts: array(takenHeads * columns),
-    starts: array(takenHeads * columns),
-    entries: array(takenHeads * ranges.tokens * slots),
-    items: array(4 * segments * mostItems),
-    mostItems,
-    itemCounts: array(segments),
-    phase: array(segments + 1),
-  };
-  using matrix = device.scratch(4 * takenHeads * chunks * columns);
-
-  const entryBytes = 4 * chunk * slots;
-  const room = Math.floor((SHARED_BYTES - entryBytes) / 8);
-  const window = Math.min(MOST_BLOCKS, room, Math.max(1, ranges.mostBlocks));
-  const windows = ceilDiv(Math.max(1, ranges.mostBlocks), window);
-  const count = new Arguments()
-    .pointer(indices)
-    .pointer(ranges.table)
-    .pointer(matrix.pointer)
-    .int(heads)
-    .int(slots)
-    .int(chunks)
-    .int(chunk)
-    .int(columns)
-    .int(window);
-  const countGrid = [ranges.count * chunks, takenHeads, windows] as const;
-  device.launch(device.kernel("invert_count", "invert_count"), countGrid, COUNT_THREADS, 4 * window, count);
-
-  const scan = new Arguments().pointer(matrix.pointer).pointer(lists.counts).int(chunks).int(columns);
-  const columnGrid = [ceilDiv(columns, COLUMN_THREADS), takenHeads, 1] as const;
-  device.launch(device.kernel("invert_columns", "invert_columns"), columnGrid, COLUMN_THREADS, 0, scan);
-
-  const cut = new Arguments()
-    .pointer(lists.counts)
-    .pointer(ranges.table)
-    .pointer(lists.starts)
-    .pointer(lists.items)
-    .pointer(lists.itemCounts)
-    .int(columns)
-    .int(mostRows)
-    .int(mostItems);
-  const itemGrid = [ranges.count, takenHeads, 1] as const;
-  device.launch(device.kernel("invert_items", "invert_items"), itemGrid, ITEM_THREADS, 0, cut);
-
-  const scatter = new Arguments()
-    .pointer(indices)
-    .pointer(ranges.table)
-    .pointer(matrix.pointer)
-    .pointer(lists.counts)
-    .pointer(lists.starts)
-    .pointer(lists.itemCounts)
-    .pointer(lists.entries)
-    .pointer(lists.phase)
-    .int(heads)
-    .int(slots)
-    .int(chunks)
-    .int(chunk)
-    .int(columns)
-    .int(window)
-    .int(ranges.firstToken)
-    .int(ranges.tokens);
-  const scatterGrid = [countGrid[0] + 1, takenHeads, windows] as const;
-  const kernel = device.kernel("invert_scatter", "invert_scatter");
-  device.launch(kernel, scatterGrid, SCATTER_THREADS, 8 * window + entryBytes, scatter);
-
   const dispose = () => {
     for (const scratch of arrays) scratch.dispose();
   };
-  return { ...lists, dispose, [Symbol.dispose]: dispose };
+  try {
+    const lists = {
+      ranges,
+      heads: takenHeads,
+      segments,
+      counts: array(takenHeads * columns),
+      starts: array(takenHeads * columns),
+      entries: array(takenHeads * ranges.tokens * slots),
+      items: array(4 * segments * mostItems),
+      mostItems,
+      itemCounts: array(segments),
+      phase: array(segments + 1),
+    };
+    using matrix = device.scratch(4 * takenHeads * chunks * columns);
+
+    const entryBytes = 4 * chunk * slots;
+    const room = Math.floor((SHARED_BYTES - entryBytes) / 8);
+    const window = Math.min(MOST_BLOCKS, room, Math.max(1, ranges.mostBlocks));
+    const windows = ceilDiv(Math.max(1, ranges.mostBlocks), window);
+    const count = new Arguments()
+      .pointer(indices)
+      .pointer(ranges.table)
+      .pointer(matrix.pointer)
+      .int(heads)
+      .int(slots)
+      .int(chunks)
+      .int(chunk)
+      .int(columns)
+      .int(window);
+    const countGrid = [ranges.count * chunks, takenHeads, windows] as const;
+    device.launch(device.kernel("invert_count", "invert_count"), countGrid, COUNT_THREADS, 4 * window, count);
+
+    const scan = new Arguments().pointer(matrix.pointer).pointer(lists.counts).int(chunks).int(columns);
+    const columnGrid = [ceilDiv(columns, COLUMN_THREADS), takenHeads, 1] as const;
+    device.launch(device.kernel("invert_columns", "invert_columns"), columnGrid, COLUMN_THREADS, 0, scan);
+
+    const cut = new Arguments()
+      .pointer(lists.counts)
+      .pointer(ranges.table)
+      .pointer(lists.starts)
+      .pointer(lists.items)
+      .pointer(lists.itemCounts)
+      .int(columns)
+      .int(mostRows)
+      .int(mostItems);
+    const itemGrid = [ranges.count, takenHeads, 1] as const;
+    device.launch(device.kernel("invert_items", "invert_items"), itemGrid, ITEM_THREADS, 0, cut);
+
+    const scatter = new Arguments()
+      .pointer(indices)
+      .pointer(ranges.table)
+      .pointer(matrix.pointer)
+      .pointer(lists.counts)
+      .pointer(lists.starts)
+      .pointer(lists.itemCounts)
+      .pointer(lists.entries)
+      .pointer(lists.phase)
+      .int(heads)
+      .int(slots)
+      .int(chunks)
+      .int(chunk)
+      .int(columns)
+      .int(window)
+      .int(ranges.firstToken)
+      .int(ranges.tokens);
+    const scatterGrid = [countGrid[0] + 1, takenHeads, windows] as const;
+    const kernel = device.kernel("invert_scatter", "invert_scatter");
+    device.launch(kernel, scatterGrid, SCATTER_THREADS, 8 * window + entryBytes, scatter);
+
+    return { ...lists, dispose, [Symbol.dispose]: dispose };
+  } catch (error) {
+    dispose(); // memory ran out, perhaps
+    throw error;
+  }
 }
