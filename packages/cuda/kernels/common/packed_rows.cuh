@@ -113,8 +113,7 @@ struct Row {
 
   // Stores a row of partial outputs and its note; a negative row is not there. All lanes of the warp call it.
   //
-  // Of 128 columns two quads write first the one's row together, then the other's: a line each, since what limits are requests
-  // for lines, not bytes.
+  // Of 128 columns two quads write first the one's row together, then the other's: one request for a line each, not two.
   __device__ __forceinline__ void store_noted(void* rows, void* tails, PackedNote* notes, int row, float lse) const {
     const int lane = threadIdx.x % 4;
     if constexpr (NOTED<D>) {
