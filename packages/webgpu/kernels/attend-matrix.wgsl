@@ -8,23 +8,10 @@
 // Memory is in groups of eight f16 or four f32. Rows are an odd number of groups apart, so that eight neighbouring rows are in different banks.
 // slots: for each row of the wave and each of its slots, the normalized result; slotLse: its base-2 log-sum-exp.
 
-const SIDE = 16u; // rows and columns of a matrix
-const CHUNK = SIDE; // keys scored at a time
-const ROWS = 2u * SIDE; // entries of a subgroup
-const BQ = ROWS * SUBGROUP_COUNT;
-const THREADS = 32u * SUBGROUP_COUNT;
-const EIGHTS = 2u * STEPS; // groups of eight channels of a row
 const PITCH = EIGHTS + 1u;
-const SCRATCH_PITCH = 5u;
 const SPARE = SCRATCH_PITCH - 1u; // the group of a row that no matrix has
-const SCRATCH = ROWS * SCRATCH_PITCH;
-const LOWEST = -3.0e38;
 const LOG2_E = 1.4426950408889634;
 const MOST_ABOVE = 14.0; // of a score over what its row is relative to: 2^14 is far from f16's end
-
-alias Left = subgroup_matrix_left<f16, SIDE, SIDE>;
-alias Right = subgroup_matrix_right<f16, SIDE, SIDE>;
-alias Sum = subgroup_matrix_result<f32, SIDE, SIDE>;
 
 // The keys and values of a chunk, then a scratch of each subgroup: what passes between lanes and matrices.
 const KEYS = 0u;

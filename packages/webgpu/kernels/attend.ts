@@ -16,6 +16,7 @@ import flashSource from "./flash.wgsl";
 import { buildLists, LIST_PARAMS, listHeads, type SlotMarks, UNUSED } from "./lists.js";
 import listsSource from "./lists.wgsl";
 import { type MatrixShape, matrixShape, ROWS, SIDE } from "./matrices.js";
+import matricesSource from "./matrices.wgsl";
 import mergeSlotsSource from "./merge-slots.wgsl";
 import nonFiniteSource from "./non-finite.wgsl";
 import halvesSource from "./pack-halves.wgsl";
@@ -50,7 +51,7 @@ const ATTEND = {
 
 const ATTEND_MATRIX = kernel({
   name: "attend-matrix",
-  source: listsSource + queryRowSource + halvesSource + attendMatrixSource,
+  source: listsSource + queryRowSource + halvesSource + matricesSource + attendMatrixSource,
   bindings: {
     q: read("vec4<u32>"),
     k: read("vec4<u32>"),

@@ -17,6 +17,7 @@ import itemsSource from "./backward-items.wgsl";
 import rowsSource from "./backward-rows.wgsl";
 import { buildLists, LIST_PARAMS, listHeads } from "./lists.js";
 import listsSource from "./lists.wgsl";
+import markSlotSource from "./mark-slot.wgsl";
 import nonFiniteSource from "./non-finite.wgsl";
 import piecesSource from "./pieces.wgsl";
 import { type Mask, maskNumber, maskSpan, ownMask, rowsThatSee, sequenceTable, type Wave } from "./range.js";
@@ -72,9 +73,9 @@ const KEYS = kernel({
 
 const UNMARK = kernel({
   name: "unmark-slots",
-  source: unmarkSource,
+  source: markSlotSource + unmarkSource,
   bindings: { slots: write("vec4<f32>") },
-  params: { size: "u32" },
+  params: { size: "u32", places: "u32" },
 });
 
 const QUERIES = kernel({
@@ -280,7 +281,7 @@ function unmarkSlots(
   const size = wave.headCount * wave.tokens * groupOf(problem) * places;
   commands.launch(UNMARK, {
     buffers: { slots },
-    params: { size },
+    params: { size, places },
     constants: { DQ: rowQuads(problem.headDim) },
     groups: Math.ceil(size / 64),
   });

@@ -1,22 +1,9 @@
 // route.wgsl on matrix units: f16 queries, and centroids as two f16 each (centroid-halves.wgsl), so that scores are as good as float32's.
 // A subgroup of 32 has as many rows; a lane keeps the running list of one.
 
-const SIDE = 16u; // rows and columns of a matrix
-const CHUNK = SIDE; // centroids scored at a time
-const ROWS = 2u * SIDE; // of a subgroup
-const BQ = ROWS * SUBGROUP_COUNT;
-const THREADS = 32u * SUBGROUP_COUNT;
-const EIGHTS = 2u * STEPS; // groups of eight channels of a row
-const SCRATCH_PITCH = 5u;
-const SCRATCH = ROWS * SCRATCH_PITCH;
 const HALVES_PITCH = 2u * EIGHTS + 1u;
 const NO_SCORE = -3.4e38; // as in route.wgsl
-const LOWEST = -3.0e38;
 const LOWER = 0.00048828125; // what lower parts count, 2^-11
-
-alias Left = subgroup_matrix_left<f16, SIDE, SIDE>;
-alias Right = subgroup_matrix_right<f16, SIDE, SIDE>;
-alias Sum = subgroup_matrix_result<f32, SIDE, SIDE>;
 
 // The centroids of a chunk, upper part and lower part; then a scratch of each subgroup: queries and scores pass between lanes and matrices in it.
 const OTHERS = CHUNK * HALVES_PITCH;

@@ -12,6 +12,7 @@ import centroidHalvesSource from "./centroid-halves.wgsl";
 import centroidsSource from "./centroids.wgsl";
 import listsSource from "./lists.wgsl";
 import { matrixShape, ROWS, SIDE } from "./matrices.js";
+import matricesSource from "./matrices.wgsl";
 import nonFiniteSource from "./non-finite.wgsl";
 import halvesSource from "./pack-halves.wgsl";
 import { planRange, sequenceTable } from "./range.js";
@@ -61,7 +62,7 @@ const CENTROID_HALVES = kernel({
 
 const ROUTE_MATRIX = kernel({
   name: "route-matrix",
-  source: rangeSource + keptSource + routeMatrixSource,
+  source: rangeSource + keptSource + matricesSource + routeMatrixSource,
   bindings: {
     q: read("vec4<u32>"),
     halves: read("vec4<u32>"),

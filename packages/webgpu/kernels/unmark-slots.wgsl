@@ -1,7 +1,7 @@
-// Marks slots as unused: the second element of each one's last group becomes 0. One thread for a slot.
+// Marks the slots of rows as unused. One thread for a slot.
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-  let slot = group_index(group) * 64u + thread;
-  if (slot < p.size) { slots[slot * (DQ + 1u) + DQ] = vec4<f32>(); }
+  let i = group_index(group) * 64u + thread;
+  if (i < p.size) { markUnused(i / p.places, i % p.places); }
 }

@@ -114,14 +114,12 @@ struct Row {
   // Stores a row of partial outputs and its note; a negative row is not there. All lanes of the warp call it.
   //
   // Of 128 columns two quads write first the one's row together, then the other's: one request for a line each, not two.
-  __device__ __forceinline__ void store_noted(void* rows, void* tails, PackedNote* notes, int row, float lse) const {
+  __device__ __forceinline__ void store_noted(void* rows, void* tails, PackedNote* notes, int row, float lse) {
     const int lane = threadIdx.x % 4;
     if constexpr (NOTED<D>) {
       if (row < 0) return;
-      char* target = static_cast<char*>(rows) + static_cast<long long>(row) * BYTES;
-      __stcs(reinterpret_cast<uint4*>(target) + lane, most[0]);
-      __stcs(reinterpret_cast<uint2*>(target + 64) + lane,
-             make_uint2(last[0], lane == 0 ? __float_as_uint(lse) : steps));  // lane 1 has the steps
+      last[1] = lane == 0 ? __float_as_uint(lse) : steps;  // lane 1 has the steps
+      store(rows, row);
     } else {
       const int upper = threadIdx.x / 4 % 2;
       const uint4 given = upper ? most[0] : most[1];

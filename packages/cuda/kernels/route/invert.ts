@@ -52,13 +52,14 @@ export interface BlockLists extends Disposable {
 
 /** As in invert_count.cu, invert_columns.cu, invert_items.cu and invert_scatter.cu. */
 const [COUNT_THREADS, COLUMN_THREADS, ITEM_THREADS, SCATTER_THREADS] = [128, 128, 512, 128];
-/** Blocks whose counters fit the shared memory at once: more are taken in several windows. */
-const MOST_BLOCKS = 8192;
 /** Slots of a query, at most: a chunk's entries are counted in 14 bits. */
 const MOST_SLOTS = 16_384;
 /** Entries of a chunk of several queries, at most. */
 const MOST_ENTRIES = 8192;
-/** Shared memory of any device that the kernels are for: 4 bytes an entry of a chunk, 8 a block of a window. */
+/**
+ * Shared memory of any device that the kernels are for: 4 bytes an entry of a chunk, 8 a block. More blocks than it has room for are taken
+ * in several windows.
+ */
 const SHARED_BYTES = 98_304;
 
 /**
@@ -111,7 +112,7 @@ export function invert(device: Device, problem: InvertProblem, ranges: Ranges): 
 
     const entryBytes = 4 * chunk * slots;
     const room = Math.floor((SHARED_BYTES - entryBytes) / 8);
-    const window = Math.min(MOST_BLOCKS, room, Math.max(1, ranges.mostBlocks));
+    const window = Math.min(room, Math.max(1, ranges.mostBlocks));
     const windows = ceilDiv(Math.max(1, ranges.mostBlocks), window);
     const count = new Arguments()
       .pointer(indices)
