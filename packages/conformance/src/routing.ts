@@ -56,11 +56,37 @@ const LARGE_CASES: readonly AttentionCase[] = [
     topK: 6,
     causal: false,
   },
+  { name: "many blocks", lengths: [1300], heads: 2, kvHeads: 1, headDim: 64, blockSize: 4, topK: 8 },
+  {
+    name: "many blocks, k = 16",
+    lengths: [100, 900],
+    heads: 1,
+    kvHeads: 1,
+    headDim: 128,
+    blockSize: 4,
+    topK: 16,
+  },
 ];
 
+/** A case of integers from the first of two numbers to the second. */
+interface IntegerCase extends AttentionCase {
+  readonly queries: readonly [low: number, high: number];
+  readonly keys: readonly [low: number, high: number];
+}
+
 /** Small integers in blocks of 4: every score is exact in every dtype, and many are equal. */
-const TIED_CASES: readonly AttentionCase[] = [
-  { name: "ties", lengths: [200], heads: 2, kvHeads: 1, headDim: 3, blockSize: 4, topK: 5 },
+const INTEGER_CASES: readonly IntegerCase[] = [
+  {
+    name: "ties",
+    lengths: [200],
+    heads: 2,
+    kvHeads: 1,
+    headDim: 3,
+    blockSize: 4,
+    topK: 5,
+    queries: [-2, 2],
+    keys: [-2, 2],
+  },
   {
     name: "ties, not causal",
     lengths: [60, 100],
@@ -70,24 +96,60 @@ const TIED_CASES: readonly AttentionCase[] = [
     blockSize: 4,
     topK: 5,
     causal: false,
+    queries: [-2, 2],
+    keys: [-2, 2],
+  },
+  {
+    name: "ties among many blocks",
+    lengths: [1200],
+    heads: 2,
+    kvHeads: 1,
+    headDim: 64,
+    blockSize: 4,
+    topK: 8,
+    queries: [-1, 1],
+    keys: [-1, 1],
+  },
+  {
+    name: "ties among many blocks, not causal",
+    lengths: [100, 720],
+    heads: 2,
+    kvHeads: 2,
+    headDim: 128,
+    blockSize: 4,
+    topK: 15,
+    causal: false,
+    queries: [-1, 1],
+    keys: [-1, 1],
+  },
+  {
+    name: "negative scores",
+    lengths: [900],
+    heads: 2,
+    kvHeads: 2,
+    headDim: 64,
+    blockSize: 4,
+    topK: 12,
+    queries: [-2, -1],
+    keys: [1, 2],
   },
 ];
 
-function tiedCheck(subject: Subject, shape: AttentionCase): Check {
+function integerCheck(subject: Subject, shape: IntegerCase): Check {
   return {
     title: describeCase(shape),
     needs: ["route"],
     run: () => {
       const random = new Random(`${subject.seed} ${shape.name}`);
       const problem = drawProblem(shape, subject);
-      const tied = {
+      const exact = {
         ...problem,
-        q: problem.q.map(() => random.integer(-2, 2)),
-        k: problem.k.map(() => random.integer(-2, 2)),
+        q: problem.q.map(() => random.integer(...shape.queries)),
+        k: problem.k.map(() => random.integer(...shape.keys)),
       };
       return runTrial(subject.backend, {
-        ...routeCall(subject, tied),
-        judge: ({ indices }) => judgeExactRouting(tied, indices),
+        ...routeCall(subject, exact),
+        judge: ({ indices }) => judgeExactRouting(exact, indices),
       });
     },
   };
@@ -101,6 +163,6 @@ export const routeChecks = (subject: Subject): Check[] => {
       ...routeCall(subject, problem),
       judge: ({ indices }) => judgeRouting(problem, indices),
     })),
-    ...TIED_CASES.map((shape) => tiedCheck(subject, shape)),
+    ...INTEGER_CASES.map((shape) => integerCheck(subject, shape)),
   ];
 };

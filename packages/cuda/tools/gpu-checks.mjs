@@ -217,6 +217,48 @@ const checks = {
     }
   },
 
+  async "of many blocks those with infinite scores come first, those with NaN and −Infinity last"() {
+    const cuda = await open();
+    const [tokens, heads, blockSize] = [1200, 2, 4];
+    const blocks = tokens / blockSize;
+    for (const [headDim, topK] of [
+      [64, 8],
+      [128, 8],
+      [64, 16],
+      [128, 16],
+    ]) {
+      // Scores are those of the block, exactly, whatever the query.
+      const value = Array.from({ length: blocks }, () => randomInt(-64, 64));
+      for (let i = 0; i < 12; i++) value[randomInt(blocks)] = [Infinity, -Infinity, NaN][i % 3];
+      const q = new Float32Array(tokens * heads * headDim).fill(1);
+      const k = Float32Array.from({ length: q.length }, (_, i) => {
+        const [token, channel] = [Math.floor(i / heads / headDim), i % headDim];
+        const block = Math.floor(token / blockSize);
+        return channel === 3 ? value[block] : 0;
+      });
+      const shape = [tokens, heads, headDim];
+      const { indices } = cuda.route(cuda.tensor(q, shape, "bf16"), cuda.tensor(k, shape, "bf16"), {
+        blockSize,
+        topK,
+      });
+      const routed = await indices.data();
+      const rank = value.map((x) => (Number.isNaN(x) ? -Infinity : x));
+      for (let row = 0; row < tokens * heads; row++) {
+        const own = Math.floor(row / heads / blockSize);
+        const sorted = Array.from({ length: own }, (_, i) => i).sort((a, b) =>
+          rank[a] === rank[b] ? a - b : rank[b] - rank[a],
+        );
+        const expected = [...sorted.slice(0, topK - 1), own].sort((a, b) => a - b);
+        const chosen = [...routed.subarray(row * topK, (row + 1) * topK)].filter((block) => block >= 0);
+        assert.deepEqual(
+          chosen.sort((a, b) => a - b),
+          expected,
+          `d ${headDim}, k ${topK}, row ${row}`,
+        );
+      }
+    }
+  },
+
   async "a read does not block the event loop, and reads what was there before later work"() {
     const { device, spin, addOne } = openDevice();
     const storage = device.storage(4);

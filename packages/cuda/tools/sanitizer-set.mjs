@@ -29,6 +29,7 @@ const problems = [
   { tokens: 530, heads: 2, kvHeads: 2, headDim: 64, blockSize: 128, topK: 3, dtype: "f16" },
   { tokens: 300, heads: 2, kvHeads: 2, headDim: 128, blockSize: 128, topK: 2, dtype: "bf16" },
   { tokens: 300, heads: 2, kvHeads: 1, headDim: 64, blockSize: 128, topK: 2, dtype: "bf16" },
+  { tokens: 500, heads: 2, kvHeads: 1, headDim: 64, blockSize: 4, topK: 6, dtype: "bf16" },
   { tokens: 150, heads: 2, kvHeads: 1, headDim: 40, blockSize: 16, topK: 4, dtype: "f32" },
 ];
 for (const { tokens, heads, kvHeads, headDim, blockSize, topK, dtype } of problems) {

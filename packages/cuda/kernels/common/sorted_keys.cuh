@@ -9,10 +9,6 @@ __device__ __forceinline__ float key_of(float score, int column, int mask) {
   const int bits = __float_as_int(score);
   return __int_as_float((bits & ~mask) | ((column ^ ~(bits >> 31)) & mask));
 }
-// The same for a positive score, given `mask − column`; the key of a negative one is negative, whatever else.
-__device__ __forceinline__ float positive_key(float score, int above, int mask) {
-  return __int_as_float((__float_as_int(score) & ~mask) | above);
-}
 __device__ __forceinline__ int column_of(float key, int mask) {
   const int bits = __float_as_int(key);
   return (bits ^ ~(bits >> 31)) & mask;
@@ -56,42 +52,21 @@ __device__ __forceinline__ void merge_8(float (&list)[L], const float (&x)[8]) {
   sort_bitonic(list);
 }
 
-// Takes one key into the sorted list of the L greatest.
+// Merges the sorted lists of two rows that the four lanes of a quad have: the even lanes get the first row's L greatest keys,
+// the odd ones the second's.
 template <int L>
-__device__ __forceinline__ void insert_1(float (&list)[L], float key) {
+__device__ __forceinline__ void merge_quad(float (&merged)[L], const float (&first)[L], const float (&second)[L]) {
+  const bool odd = threadIdx.x & 1;
 #pragma unroll
-  for (int i = L - 1; i > 0; i--) list[i] = fmaxf(list[i], fminf(list[i - 1], key));
-  list[0] = fmaxf(list[0], key);
-}
-
-// The L greatest of a thread's sorted list and that of another lane, in an order that sort_bitonic can sort.
-template <int L>
-__device__ __forceinline__ void join(float (&joined)[L], const float (&list)[L], int other) {
-#pragma unroll
-  for (int i = 0; i < L; i++) joined[i] = fmaxf(list[i], __shfl_xor_sync(~0u, list[L - 1 - i], other));
-}
-
-// Merges the sorted lists of the four lanes of a quad; all four get the L greatest.
-template <int L>
-__device__ __forceinline__ void merge_quad(float (&list)[L]) {
-#pragma unroll
-  for (int lane = 1; lane < 4; lane *= 2) {
-    float joined[L];
-    join(joined, list, lane);
-    sort_bitonic(joined);
-#pragma unroll
-    for (int i = 0; i < L; i++) list[i] = joined[i];
+  for (int i = 0; i < L; i++) {
+    const float other = __shfl_xor_sync(~0u, odd ? first[L - 1 - i] : second[L - 1 - i], 1);
+    merged[i] = fmaxf(odd ? second[i] : first[i], other);
   }
-}
-
-// The L-th greatest key of the sorted lists of the four lanes of a quad.
-template <int L>
-__device__ __forceinline__ float quad_least(const float (&list)[L]) {
-  float joined[L], all[L];
-  join(joined, list, 1);
-  sort_bitonic(joined);
-  join(all, joined, 2);
+  sort_bitonic(merged);
+  float others[L];
 #pragma unroll
-  for (int i = 1; i < L; i++) all[0] = fminf(all[0], all[i]);
-  return all[0];
+  for (int i = 0; i < L; i++) others[i] = __shfl_xor_sync(~0u, merged[L - 1 - i], 2);
+#pragma unroll
+  for (int i = 0; i < L; i++) merged[i] = fmaxf(merged[i], others[i]);
+  sort_bitonic(merged);
 }

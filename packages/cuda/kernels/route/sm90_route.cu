@@ -1,13 +1,14 @@
 // Block routing on Hopper: q · centroid on tensor cores, the best blocks of each query kept in registers. Nothing but the
 // chosen indices is written.
 //
-// Persistent. A producer warp brings tiles of queries and of centroids by the copy engine, ahead across work items; each
-// consumer warpgroup takes 64 queries of an item and walks over the item's centroids. The first scores are sorted in by
-// networks; of later ones few are among the best so far, and those are picked out. Minima, maxima and selects run at half
-// the rate of multiply-adds, so it is the latter that look for them.
+// Persistent. Two producer warps bring queries and tiles of centroids by the copy engine; each consumer warpgroup takes 64
+// queries of an item and walks over the item's centroids. The first scores are sorted in by networks; of later ones few can
+// still be among the best, and those wait in shared memory until there are eight to sort. What limits is the issue of
+// instructions, so tiles are small: registers for many warps, and code that stays in the cache.
 // Centroids are rounded to the dtype of q and scores truncated to carry their block, so the last chosen block and the
 // first one left out are scored again in float32 when they come close.
-#include "common/pairs.cuh"
+#include "common/divide.cuh"
+#include "common/elements.cuh"
 #include "common/range.cuh"
 #include "common/shared.cuh"
 #include "common/sorted_keys.cuh"
@@ -18,45 +19,55 @@
 
 struct RouteArguments {
   ptx::TensorMap query_map;     // [T, H * d], boxes of 64 rows and 64 columns
-  ptx::TensorMap centroid_map;  // [Hkv * blocks, d] in the dtype of q, boxes of 128 rows and 64 columns
-  const float* centroids;       // [blocks, Hkv, d]
+  ptx::TensorMap centroid_map;  // [Hkv * blocks, d] in the dtype of q, boxes of 64 rows and 64 columns
+  const void* q;
+  const void* centroids;        // f32 [blocks, Hkv, d]
   const Range* ranges;          // of as many queries as a CTA has rows, at most
   int* indices;                 // [T, H, slots]
   int range_count, heads, group, total_blocks, slots, block_size, causal;
   int mask;  // 2^b − 1, at least the highest block
 };
 
-template <class T, int D, int L, int Warpgroups>
+template <class T, int D, int L>
 struct Route {
+  static constexpr int WARPGROUPS = 5;           // of consumers
   static constexpr int QUERIES = 64 * D * 2;     // bytes of a warpgroup's queries
-  static constexpr int HALF = 128 * 128;         // bytes of 64 columns of a tile of centroids
-  static constexpr int CENTROIDS = 128 * D * 2;  // bytes of a tile of centroids
-  static constexpr int STAGES = 3;               // of centroids
-  static constexpr int SHARED = 2 * Warpgroups * QUERIES + STAGES * CENTROIDS + 1024;
-  static constexpr int THREADS = 128 * Warpgroups + 128;
-  static constexpr int MOST_PICKED = 6;  // scores of a thread's row in a tile; more are sorted in sooner
+  static constexpr int TILE = 64;                // centroids of a tile
+  static constexpr int CENTROIDS = TILE * D * 2;
+  static constexpr int STAGES = 4;               // of centroids
+  static constexpr int PLACE = 4 * 32;           // bytes of a warp's keys that wait in the same place
+  static constexpr int PLACES = 16;              // of a row: for 8 that wait and those of 8 more scores
+  static constexpr int SHARED = WARPGROUPS * QUERIES + STAGES * CENTROIDS + 8 * WARPGROUPS * PLACES * PLACE + 1024;
+  static constexpr int THREADS = 128 * WARPGROUPS + 128;
+
+  struct Item {
+    Range range;
+    int head;
+  };
 
   struct Shared {
-    uint64_t query_full[2], query_empty[2], centroid_full[STAGES], centroid_empty[STAGES];
+    Item items[2][WARPGROUPS];  // the one whose queries are there, and the one before or after it
+    uint64_t query_full[WARPGROUPS], query_empty[WARPGROUPS], centroid_full[STAGES], centroid_empty[STAGES];
   };
 
   const RouteArguments& a;
   Shared& shared;
-  uint32_t queries, centroids;  // shared addresses
+  uint32_t queries, centroids, waiting;  // shared addresses
 
   __device__ Route(const RouteArguments& arguments, Shared& shared_state) : a(arguments), shared(shared_state) {
     queries = (ptx::shared_address(sharedMemory) + 1023) & ~1023u;
-    centroids = queries + 2 * Warpgroups * QUERIES;
+    centroids = queries + WARPGROUPS * QUERIES;
+    waiting = centroids + STAGES * CENTROIDS;
   }
 
   __device__ void init() const {
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < WARPGROUPS; i++) {
       ptx::barrier_init(ptx::shared_address(&shared.query_full[i]), 1);
-      ptx::barrier_init(ptx::shared_address(&shared.query_empty[i]), 4 * Warpgroups);
+      ptx::barrier_init(ptx::shared_address(&shared.query_empty[i]), 4);
     }
     for (int i = 0; i < STAGES; i++) {
       ptx::barrier_init(ptx::shared_address(&shared.centroid_full[i]), 1);
-      ptx::barrier_init(ptx::shared_address(&shared.centroid_empty[i]), 4 * Warpgroups);
+      ptx::barrier_init(ptx::shared_address(&shared.centroid_empty[i]), 4 * WARPGROUPS);
     }
     ptx::barrier_init_fence();
   }
@@ -70,28 +81,36 @@ struct Route {
     return a.causal ? max(own_block(range.first_position + range.queries - 1, a.block_size), 0) : range.blocks;
   }
 
-  __device__ void produce() const {
-    int tile = 0, round = 0;
+  __device__ void produce_queries() const {
+    int round = 0;
     for (int item = blockIdx.x; item < items(); item += gridDim.x, round++) {
-      const Range range = a.ranges[range_of(item)];
-      const int head = item % a.heads, stage = round % 2;
-      const uint32_t full = ptx::shared_address(&shared.query_full[stage]);
-      ptx::barrier_wait(ptx::shared_address(&shared.query_empty[stage]), (round / 2 & 1) ^ 1);
-      ptx::barrier_arrive_expect(full, Warpgroups * QUERIES);
-      for (int i = 0; i < Warpgroups; i++) {
+      const Item next{a.ranges[range_of(item)], item % a.heads};
+      for (int i = 0; i < WARPGROUPS; i++) {
+        const uint32_t full = ptx::shared_address(&shared.query_full[i]);
+        ptx::barrier_wait(ptx::shared_address(&shared.query_empty[i]), (round & 1) ^ 1);
+        shared.items[round & 1][i] = next;
+        ptx::barrier_arrive_expect(full, QUERIES);
         for (int half = 0; half < D / 64; half++) {
-          ptx::tma_load(queries + (stage * Warpgroups + i) * QUERIES + half * 8192, &a.query_map, full,
-                        head * D + half * 64, range.query_begin + i * 64);
+          ptx::tma_load(queries + i * QUERIES + half * 8192, &a.query_map, full, next.head * D + half * 64,
+                        next.range.query_begin + i * 64);
         }
       }
-      const int row = head / a.group * a.total_blocks + range.first_key_block, count = candidates(range);
-      for (int block = 0; block < count; block += 128, tile++) {
-        const int at = tile % STAGES;
-        const uint32_t arrival = ptx::shared_address(&shared.centroid_full[at]);
-        ptx::barrier_wait(ptx::shared_address(&shared.centroid_empty[at]), (tile / STAGES & 1) ^ 1);
-        ptx::barrier_arrive_expect(arrival, CENTROIDS);
+    }
+  }
+
+  __device__ void produce_centroids() const {
+    int tile = 0;
+    for (int item = blockIdx.x; item < items(); item += gridDim.x) {
+      const Range& range = a.ranges[range_of(item)];
+      const int head = item % a.heads, row = head / a.group * a.total_blocks + range.first_key_block;
+      const int count = candidates(range);
+      for (int block = 0; block < count; block += TILE, tile++) {
+        const int stage = tile % STAGES;
+        const uint32_t full = ptx::shared_address(&shared.centroid_full[stage]);
+        ptx::barrier_wait(ptx::shared_address(&shared.centroid_empty[stage]), (tile / STAGES & 1) ^ 1);
+        ptx::barrier_arrive_expect(full, CENTROIDS);
         for (int half = 0; half < D / 64; half++) {
-          ptx::tma_load(centroids + at * CENTROIDS + half * HALF, &a.centroid_map, arrival, half * 64, row + block);
+          ptx::tma_load(centroids + stage * CENTROIDS + half * 8192, &a.centroid_map, full, half * 64, row + block);
         }
       }
     }
@@ -99,237 +118,249 @@ struct Route {
 
   __device__ void consume(int warpgroup) const {
     const int lane = threadIdx.x % 32, r = threadIdx.x % 128 / 32 * 16 + lane / 4;
+    const uint32_t my_queries = queries + warpgroup * QUERIES;
+    const uint32_t places = waiting + threadIdx.x / 32 * (2 * PLACES * PLACE) + 4 * lane;
+    const uint32_t block_inverse = inverse_of(a.block_size);
     int tile = 0, round = 0;
     for (int item = blockIdx.x; item < items(); item += gridDim.x, round++) {
-      const Range range = a.ranges[range_of(item)];
-      const int head = item % a.heads, stage = round % 2;
-      const uint32_t my_queries = queries + (stage * Warpgroups + warpgroup) * QUERIES;
+      ptx::barrier_wait(ptx::shared_address(&shared.query_full[warpgroup]), round & 1);
+      const Item& mine = shared.items[round & 1][warpgroup];
+      const Range& range = mine.range;
       // This thread's two rows, and the blocks that they choose from: those below a limit.
-      const int row0 = warpgroup * 64 + r, row1 = row0 + 8;
-      const int own0 = a.causal ? own_block(range.first_position + row0, a.block_size) : -1;
-      const int own1 = a.causal ? own_block(range.first_position + row1, a.block_size) : -1;
-      const int limit0 = row0 >= range.queries ? 0 : a.causal ? max(own0, 0) : range.blocks;
-      const int limit1 = row1 >= range.queries ? 0 : a.causal ? max(own1, 0) : range.blocks;
-      const int count = candidates(range);
+      const int row0 = warpgroup * 64 + r, count = candidates(range);
+      const auto limit_of = [&](int row) {
+        const int position = range.first_position + row;
+        if (row >= range.queries) return 0;
+        return !a.causal ? range.blocks : position < 0 ? 0 : divide(position, a.block_size, block_inverse);
+      };
+      const int limit0 = limit_of(row0), limit1 = limit_of(row0 + 8);
       const int lowest = __reduce_min_sync(~0u, min(limit0, limit1));
       const int highest = __reduce_max_sync(~0u, max(limit0, limit1));
-      float best0[L], best1[L];
-#pragma unroll
-      for (int i = 0; i < L; i++) best0[i] = best1[i] = -INFINITY;
-      Floor floor0, floor1;
-      bool sparse = false;       // there are floors
-      int next_floors = 32 * L;  // the block where they are raised next: whenever half as many again are behind
+      List list0(places), list1(places + PLACES * PLACE);
+      bool floors = false;  // whether both rows of all lanes have theirs
 
-      ptx::barrier_wait(ptx::shared_address(&shared.query_full[stage]), round / 2 & 1);
-      for (int block = 0; block < count; block += 128, tile++) {
-        const int at = tile % STAGES;
-        ptx::barrier_wait(ptx::shared_address(&shared.centroid_full[at]), tile / STAGES & 1);
+      for (int block = 0; block < count; block += TILE, tile++) {
+        const int stage = tile % STAGES;
+        ptx::barrier_wait(ptx::shared_address(&shared.centroid_full[stage]), tile / STAGES & 1);
         const uint64_t query_tile = ptx::descriptor_k_major(my_queries);
-        const uint64_t centroid_tile = ptx::descriptor_k_major(centroids + at * CENTROIDS);
-        float s[64];
+        const uint64_t centroid_tile = ptx::descriptor_k_major(centroids + stage * CENTROIDS);
+        float s[TILE / 2];
         ptx::wgmma_fence();
 #pragma unroll
         for (int kk = 0; kk < D / 16; kk++) {
-          const uint64_t x = query_tile + ptx::descriptor_offset((kk >> 2) * 8192 + (kk & 3) * 32);
-          const uint64_t y = centroid_tile + ptx::descriptor_offset((kk >> 2) * HALF + (kk & 3) * 32);
-          if (kk == 0) ptx::wgmma_abt_first(s, x, y, T{});
-          else ptx::wgmma_abt_more(s, x, y, T{});
+          const uint64_t offset = ptx::descriptor_offset((kk >> 2) * 8192 + (kk & 3) * 32);
+          if (kk == 0) ptx::wgmma_abt_first(s, query_tile + offset, centroid_tile + offset, T{});
+          else ptx::wgmma_abt_more(s, query_tile + offset, centroid_tile + offset, T{});
         }
         ptx::wgmma_commit();
         ptx::wgmma_wait<0>();
-        if (lane == 0) ptx::barrier_arrive(ptx::shared_address(&shared.centroid_empty[at]));
-        if (block >= highest) continue;
-        if (block >= next_floors) {
-          const bool raised0 = floor0.raise(quad_least(best0), a.mask) || limit0 <= block;
-          const bool raised1 = floor1.raise(quad_least(best1), a.mask) || limit1 <= block;
-          sparse = __all_sync(~0u, raised0 && raised1);
-          next_floors = block + (block >> 8 << 7);
+        if (lane == 0) {
+          ptx::barrier_arrive(ptx::shared_address(&shared.centroid_empty[stage]));
+          if (block + TILE >= count) ptx::barrier_arrive(ptx::shared_address(&shared.query_empty[warpgroup]));
         }
-        const bool pick0 = sparse && pick<0>(best0, s, floor0, block, lowest, limit0);
-        const bool pick1 = sparse && pick<2>(best1, s, floor1, block, lowest, limit1);
-        if (!pick0 || !pick1) sort_in(best0, best1, s, !pick0, !pick1, block, lowest, highest, limit0, limit1);
+        if (block >= highest) continue;
+        const int column = block + 2 * (lane & 3);
+        if (!floors) {
+          make_finite(s);
+#pragma unroll
+          for (int g = 0; g < TILE / 32; g++) {
+            if (block + 32 * g >= highest) continue;
+            list0.sort_in(s + 16 * g, column + 32 * g, limit0, a.mask, g == 0 && block == 0);
+            list1.sort_in(s + 16 * g + 2, column + 32 * g, limit1, a.mask, g == 0 && block == 0);
+          }
+          list0.raise_floor(a.mask);
+          list1.raise_floor(a.mask);
+          const int next = block + TILE;
+          floors = __all_sync(~0u, (list0.floor > -INFINITY || limit0 <= next) && (list1.floor > -INFINITY || limit1 <= next));
+          continue;
+        }
+        if (block + TILE > lowest) {
+          mask<0>(s, limit0 - column);
+          mask<2>(s, limit1 - column);
+        }
+#pragma unroll
+        for (int g = 0; g < TILE / 32; g++) {
+#pragma unroll
+          for (int j = 0; j < 8; j++) {
+            const int above = (column + 32 * g) ^ a.mask ^ offset_of(j);
+            list0.offer(s[16 * g + element_of(j)], above, a.mask);
+            list1.offer(s[16 * g + element_of(j) + 2], above, a.mask);
+          }
+          if (__any_sync(~0u, list0.waits() > 8 * PLACE)) list0.take_waiting(a.mask);
+          if (__any_sync(~0u, list1.waits() > 8 * PLACE)) list1.take_waiting(a.mask);
+        }
       }
-      merge_quad(best0);
-      merge_quad(best1);
-      reconsider(best0, r, my_queries, range, head);
-      reconsider(best1, r + 8, my_queries, range, head);
-      if (lane == 0) ptx::barrier_arrive(ptx::shared_address(&shared.query_empty[stage]));
-      int* rows = a.indices + (static_cast<long long>(range.query_begin) * a.heads + head) * a.slots;
-      if (row0 < range.queries) write(best0, rows + static_cast<long long>(row0) * a.heads * a.slots, own0, limit0);
-      if (row1 < range.queries) write(best1, rows + static_cast<long long>(row1) * a.heads * a.slots, own1, limit1);
+      if (__any_sync(~0u, list0.waits() > 0)) list0.take_waiting(a.mask);
+      if (__any_sync(~0u, list1.waits() > 0)) list1.take_waiting(a.mask);
+      // Two lanes of a quad get the upper row, two the lower one.
+      const int lower = lane & 1, row = row0 + 8 * lower, limit = lower ? limit1 : limit0;
+      float best[L];
+      merge_quad(best, list0.best, list1.best);
+      const long long query = static_cast<long long>(range.query_begin + row) * a.heads + mine.head;
+      reconsider(best, query, static_cast<long long>(range.first_key_block) * (a.heads / a.group) + mine.head / a.group);
+      const int own = a.causal && range.first_position + row >= 0 ? limit : -1;
+      if (row < range.queries) write(best, a.indices + query * a.slots, own, limit);
+      if (count <= 0 && lane == 0) ptx::barrier_arrive(ptx::shared_address(&shared.query_empty[warpgroup]));
     }
   }
 
-  // Sorts the scores of 128 blocks into the lists of the thread's two rows, or into one of them.
-  __device__ void sort_in(float (&best0)[L], float (&best1)[L], float (&s)[64], bool first, bool second, int block,
-                          int lowest, int highest, int limit0, int limit1) const {
+  // From a thread's first block of 32 to its j-th, and where that one's score is among those of the thread's two rows.
+  __device__ static constexpr int offset_of(int j) { return 8 * (j / 2) + j % 2; }
+  __device__ static constexpr int element_of(int j) { return 4 * (j / 2) + j % 2; }
+
+  // Keys must be finite; NaN counts as −Infinity.
+  static __device__ void make_finite(float (&s)[TILE / 2]) {
     float probes[4] = {};
 #pragma unroll
-    for (int j = 0; j < 64; j++) probes[j % 4] = fmaf(s[j], 0.f, probes[j % 4]);
-    // Keys must be finite; NaN counts as −Infinity.
-    if (__any_sync(~0u, (probes[0] + probes[1]) + (probes[2] + probes[3]) != 0.f)) {
+    for (int j = 0; j < TILE / 2; j++) probes[j % 4] = fmaf(s[j], 0.f, probes[j % 4]);
+    if (!__any_sync(~0u, (probes[0] + probes[1]) + (probes[2] + probes[3]) != 0.f)) return;
 #pragma unroll
-      for (int j = 0; j < 64; j++) s[j] = fminf(fmaxf(s[j], -3.4e38f), 3.4e38f);
-    }
-#pragma unroll
-    for (int g = 0; g < 4; g++) {
-      if (block + 32 * g >= highest) continue;
-      const int column = block + 32 * g + 2 * (threadIdx.x & 3);
-      const bool masked = block + 32 * g + 32 > lowest;
-      const bool empty = g == 0 && block == 0;
-      if (first) insert_scores(best0, s + 16 * g, column, masked, limit0, empty);
-      if (second) insert_scores(best1, s + 16 * g + 2, column, masked, limit1, empty);
-    }
+    for (int j = 0; j < TILE / 2; j++) s[j] = fminf(fmaxf(s[j], -3.4e38f), 3.4e38f);
   }
 
-  // Takes the scores s[0], s[1], s[4], s[5] … s[13] of the blocks column, column + 1, column + 8, column + 9 … into a
-  // list, which may be empty yet.
-  __device__ void insert_scores(float (&best)[L], const float* s, int column, bool masked, int limit, bool empty) const {
-    float x[8];
-    // Once a row has L positive scores, others need no right key: theirs are negative.
-    if (__all_sync(~0u, best[L / 4 - 1] > 0.f)) {
-      const int above = column ^ a.mask;
+  // A thread's share of a row's best blocks.
+  struct List {
+    float best[L];   // keys, the greatest first
+    float floor;     // scores that are no greater are not among the row's L best
+    uint32_t begin, end;  // shared addresses of this thread's places with scores that wait; those of the warp lie side by side
+
+    __device__ explicit List(uint32_t places) : floor(-INFINITY), begin(places), end(places) {
 #pragma unroll
-      for (int j = 0; j < 8; j++) x[j] = positive_key(s[4 * (j / 2) + j % 2], above ^ offset_of(j), a.mask);
-    } else {
-#pragma unroll
-      for (int j = 0; j < 8; j++) x[j] = key_of(s[4 * (j / 2) + j % 2], column | offset_of(j), a.mask);
+      for (int i = 0; i < L; i++) best[i] = -INFINITY;
     }
-    if (masked) {
+
+    __device__ uint32_t waits() const { return end - begin; }
+
+    // Takes 8 scores, s[0], s[1], s[4], s[5] … s[13], of the blocks column, column + 1, column + 8, column + 9 …, as far as these
+    // are below a limit. first: nothing is in the list yet.
+    __device__ void sort_in(const float* s, int column, int limit, int mask, bool first) {
+      float x[8];
 #pragma unroll
-      for (int j = 0; j < 8; j++) x[j] = offset_of(j) < limit - column ? x[j] : -INFINITY;
+      for (int j = 0; j < 8; j++) {
+        x[j] = offset_of(j) < limit - column ? key_of(s[element_of(j)], column | offset_of(j), mask) : -INFINITY;
+      }
+      sort_8(x);
+      if (first) {
+#pragma unroll
+        for (int j = 0; j < 8; j++) best[j] = x[j];
+      } else {
+        merge_8(best, x);
+      }
     }
-    sort_8(x);
-    if (empty) {
+
+    // Lets a score wait if it lies above the floor, as the key that it has if it is positive.
+    __device__ void offer(float score, int above, int mask) {
+      asm volatile(
+          "{ .reg .pred higher; .reg .u32 key;\n"
+          "setp.gt.f32 higher, %1, %2;\n"
+          "lop3.b32 key, %3, %4, %5, 0xdc;\n"  // score & ~mask | above
+          "@higher st.shared.u32 [%0], key;\n"
+          "@higher add.u32 %0, %0, %6; }"
+          : "+r"(end) : "f"(score), "f"(floor), "r"(__float_as_int(score)), "r"(above), "r"(mask), "n"(PLACE) : "memory");
+    }
+
+    // Takes the last 8 scores that wait, and raises the floor. All lanes of the warp call it.
+    __device__ void take_waiting(int mask) {
+      float x[8], sum = 0;
 #pragma unroll
-      for (int j = 0; j < 8; j++) best[j] = x[j];
-    } else {
+      for (int j = 0; j < 8; j++) {
+        x[j] = -INFINITY;
+        if (waits() > j * PLACE) x[j] = __int_as_float(ptx::load_shared_4(end - (j + 1) * PLACE));
+        sum += x[j];
+      }
+      if (__any_sync(~0u, isnan(sum))) {  // keys of Infinity; they become those of the greatest finite scores
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+          const int bits = __float_as_int(x[j]);
+          if (bits >= 0x7f800000) x[j] = __int_as_float(bits - 0x4000);
+        }
+      }
+      if (!__all_sync(~0u, floor > 0)) {
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+          if (x[j] < 0 && x[j] > -INFINITY) x[j] = __int_as_float(__float_as_int(x[j]) ^ mask);
+        }
+      }
+      end = max(begin, end - 8 * PLACE);
+      sort_8(x);
       merge_8(best, x);
+      raise_floor(mask);
     }
-  }
 
-  // From a thread's first block of a tile to its j-th.
-  __device__ static constexpr int offset_of(int j) { return 8 * (j / 2) + j % 2; }
-
-  // A row's scores that can still be among its best lie above its floor.
-  struct Floor {
-    float scale, offset;  // score · scale + offset: at least 1 above the floor, at most 0 elsewhere
-
-    // 1 or 0; 0 for NaN.
-    __device__ float has_below(float score) const { return __saturatef(fmaf(score, scale, offset)); }
-
-    // Takes the L-th greatest key so far. Returns whether a scale can tell even neighbours of the floor apart.
-    __device__ bool raise(float key, int mask) {
+    // L keys of the row are no less than the least of its threads' L/4-th.
+    __device__ void raise_floor(int mask) {
+      float key = best[L / 4 - 1];
+      key = fminf(key, __shfl_xor_sync(~0u, key, 1));
+      key = fminf(key, __shfl_xor_sync(~0u, key, 2));
+      if (key == -INFINITY) return;
       // A later block with the same truncated score is no better.
-      const int bits = __float_as_int(key), floor = bits < 0 ? bits & ~mask : bits | mask;
-      const uint32_t exponent = floor >> 23 & 255;
-      scale = __uint_as_float((278 - exponent) << 23);  // 2^24 over that power of two
-      offset = -__int_as_float(floor) * scale;
-      return exponent >= 24 && exponent < 255;
+      const int bits = __float_as_int(key);
+      floor = __int_as_float(bits < 0 ? bits & ~mask : bits | mask);
     }
   };
 
-  // Picks one row's scores above the floor from those of 128 blocks, into its list. Returns false, and takes none, when
-  // they are many.
+  // Takes the scores out of which a row, the upper or the lower one, does not choose. left: blocks from the thread's first on.
   template <int Row>
-  __device__ bool pick(float (&best)[L], const float (&s)[64], const Floor& floor, int block, int lowest, int limit) const {
-    // Which of the thread's 32 scores are: bit j for the j-th, in the low bits of two numbers.
-    float low = 0x1p23f, high = 0x1p23f;
+  static __device__ void mask(float (&s)[TILE / 2], int left) {
 #pragma unroll
-    for (int j = 0; j < 16; j++) {
-      low = fmaf(floor.has_below(s[4 * (j / 2) + Row + j % 2]), static_cast<float>(1 << j), low);
-      high = fmaf(floor.has_below(s[4 * (j / 2) + 32 + Row + j % 2]), static_cast<float>(1 << j), high);
-    }
-    uint32_t left = __byte_perm(__float_as_uint(low), __float_as_uint(high), 0x5410);
-    const int column = block + 2 * (threadIdx.x & 3);
-    if (block + 128 > lowest) {
-      const int in = max(limit - column, 0), count = 2 * (in >> 3) + min(in & 7, 2);
-      if (count < 32) left &= (1u << count) - 1;
-    }
-    if (__any_sync(~0u, __popc(left) > MOST_PICKED)) return false;
-    while (__any_sync(~0u, left != 0)) {
-      const int j = 31 - __clz(left);
-      const float score = fminf(element<Row, 0, 16>(s, j), 3.4e38f);
-      const float key = key_of(score, column + offset_of(j), a.mask);
-      insert_1(best, left != 0 ? key : -INFINITY);
-      left &= ~(1u << (j & 31));
-    }
-    return true;
-  }
-
-  // The j-th score of a row's 32, where j − First < 2 · Half.
-  template <int Row, int First, int Half>
-  __device__ static float element(const float (&s)[64], int j) {
-    if constexpr (Half == 0) return s[4 * (First / 2) + Row + First % 2];
-    else {
-      const float low = element<Row, First, Half / 2>(s, j), high = element<Row, First + Half, Half / 2>(s, j);
-      return j & Half ? high : low;
+    for (int j = 0; j < TILE / 4; j++) {
+      float& score = s[element_of(j) + Row];
+      score = offset_of(j) < left ? score : -INFINITY;
     }
   }
 
-  // Decides between the last chosen block and the first one left out in float32, when they are close. A quad scores the
-  // row that its lists belong to, a lane d/4 channels.
-  __device__ void reconsider(float (&best)[L], int r, uint32_t my_queries, const Range& range, int head) const {
-    const int wanted = a.slots - a.causal;  // less than L
+  // Decides between the last chosen block and the first one left out in float32, when they are close: row by row, all lanes of
+  // the warp together. query: row of q; first_centroid: row of the centroids, of the sequence's first block.
+  __device__ void reconsider(float (&best)[L], long long query, long long first_centroid) const {
+    constexpr int EACH = D / 32;  // channels of a lane
+    struct alignas(EACH * sizeof(T)) Query { T x[EACH]; };
+    struct alignas(EACH * sizeof(float)) Centroid { float x[EACH]; };
+    const int wanted = a.slots - a.causal, kv_heads = a.heads / a.group;  // wanted: less than L
     float last = 0, spare = -INFINITY;
 #pragma unroll
     for (int i = 1; i < L; i++) {
       if (i == wanted) last = best[i - 1], spare = best[i];
     }
+    const int lane = threadIdx.x % 32, block0 = column_of(last, a.mask), block1 = column_of(spare, a.mask);
     const bool close = spare > -INFINITY && last - spare <= fmaxf(fabsf(best[0]), fabsf(spare)) * (1.f / 512);
-    if (!__any_sync(~0u, close)) return;
-    const int lane = threadIdx.x & 3, kv_heads = a.heads / a.group;
-    const int block0 = column_of(last, a.mask), block1 = column_of(spare, a.mask);
-    auto centroid = [&](int block) {
-      return a.centroids + (static_cast<long long>(range.first_key_block + (close ? block : 0)) * kv_heads + head / a.group) * D;
-    };
-    const float *centroid0 = centroid(block0), *centroid1 = centroid(block1);
-    float score0 = 0, score1 = 0;
+    bool change = false;
+    for (unsigned left = __ballot_sync(~0u, close && (lane & 2) == 0); left != 0; left &= left - 1) {
+      const int of = __ffs(left) - 1;
+      const int chosen = __shfl_sync(~0u, block0, of), other = __shfl_sync(~0u, block1, of);
+      const auto centroid = [&](int block) {
+        return static_cast<const Centroid*>(a.centroids)[(first_centroid + static_cast<long long>(block) * kv_heads) * 32 + lane];
+      };
+      const Query q = static_cast<const Query*>(a.q)[__shfl_sync(~0u, query, of) * 32 + lane];
+      const Centroid centroid0 = centroid(chosen), centroid1 = centroid(other);
+      float ahead = 0;  // of the other block's score
 #pragma unroll
-    for (int i = 0; i < D / 32; i++) {
-      const int piece = 4 * i + lane;
-      const uint4 words = ptx::load_shared_16(my_queries + (piece >> 3) * 8192 + r * 128 + (((piece & 7) ^ (r & 7)) << 4));
-      const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
+      for (int c = 0; c < EACH; c++) ahead = fmaf(to_float(q.x[c]), centroid1.x[c] - centroid0.x[c], ahead);
 #pragma unroll
-      for (int half = 0; half < 2; half++) {
-        float x[2], y[2];
-        unpack_pair<T>(x, pairs[2 * half]);
-        unpack_pair<T>(y, pairs[2 * half + 1]);
-        const float4 c0 = *reinterpret_cast<const float4*>(centroid0 + piece * 8 + half * 4);
-        const float4 c1 = *reinterpret_cast<const float4*>(centroid1 + piece * 8 + half * 4);
-        score0 += x[0] * c0.x + x[1] * c0.y + y[0] * c0.z + y[1] * c0.w;
-        score1 += x[0] * c1.x + x[1] * c1.y + y[0] * c1.z + y[1] * c1.w;
-      }
+      for (int o = 16; o > 0; o /= 2) ahead += __shfl_xor_sync(~0u, ahead, o);
+      const bool changes = ahead > 0 || (ahead == 0 && other < chosen);
+      if ((lane & ~2) == of) change = changes;
     }
 #pragma unroll
-    for (int o = 1; o < 4; o *= 2) {
-      score0 += __shfl_xor_sync(~0u, score0, o);
-      score1 += __shfl_xor_sync(~0u, score1, o);
-    }
-    if (close && (score1 > score0 || (score1 == score0 && block1 < block0))) {
-#pragma unroll
-      for (int i = 1; i < L; i++) {
-        if (i == wanted) best[i - 1] = spare;
-      }
+    for (int i = 1; i < L; i++) {
+      if (i == wanted && change) best[i - 1] = spare;
     }
   }
 
-  // Writes a row of the result: the chosen blocks, the best first, then the own one. Every lane of the quad has the list.
+  // Writes a row of the result: the chosen blocks, the best first, then the own one. Both lanes of the row have the list.
   __device__ void write(const float (&best)[L], int* row, int own, int limit) const {
-    const int lane = threadIdx.x & 3, chosen = min(a.slots - a.causal, limit);
-    auto slot = [&](int i, float key) {
-      return i < chosen ? column_of(key, a.mask) : own >= 0 && i == chosen ? own : -1;
-    };
-    if (L == 8 && a.slots == 8) {  // two a lane
-      float2 mine = {best[0], best[1]};
-      if (lane == 1) mine = {best[2], best[3]};
-      if (lane == 2) mine = {best[4], best[5]};
-      if (lane == 3) mine = {best[6], best[7]};
-      *reinterpret_cast<int2*>(row + 2 * lane) = make_int2(slot(2 * lane, mine.x), slot(2 * lane + 1, mine.y));
+    const int second = threadIdx.x >> 1 & 1, chosen = min(a.slots - a.causal, limit);
+    auto slot = [&](int i) { return i < chosen ? column_of(best[i], a.mask) : own >= 0 && i == chosen ? own : -1; };
+    if (a.slots % 4 == 0) {
+#pragma unroll
+      for (int i = 0; i < L; i += 4) {
+        if (i < a.slots && i / 4 % 2 == second) {
+          *reinterpret_cast<int4*>(row + i) = make_int4(slot(i), slot(i + 1), slot(i + 2), slot(i + 3));
+        }
+      }
     } else {
 #pragma unroll
       for (int i = 0; i < L; i++) {
-        if (i < a.slots && i % 4 == lane) row[i] = slot(i, best[i]);
+        if (i < a.slots && i % 2 == second) row[i] = slot(i);
       }
     }
   }
@@ -337,28 +368,30 @@ struct Route {
 
 // Registers that the CTA was launched with are shared out between the consumers and the producers. By the shuffle the
 // compiler knows that a warp has one number, and keeps addresses in uniform registers.
-#define MOBA_ROUTE(NAME, T, D, L, WARPGROUPS, CONSUMER, PRODUCER)                                                      \
-  extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 128, 1)                                              \
-      NAME(const __grid_constant__ RouteArguments arguments) {                                                         \
-    using Kernel = Route<T, D, L, WARPGROUPS>;                                                                         \
-    __shared__ Kernel::Shared shared;                                                                                  \
-    const Kernel kernel(arguments, shared);                                                                            \
-    if (threadIdx.x == 0) kernel.init();                                                                               \
-    __syncthreads();                                                                                                   \
-    if (threadIdx.x >= 128 * WARPGROUPS) {                                                                             \
-      asm volatile("setmaxnreg.dec.sync.aligned.u32 " #PRODUCER ";");                                                  \
-      if (threadIdx.x == 128 * WARPGROUPS) kernel.produce();                                                           \
-    } else {                                                                                                           \
-      asm volatile("setmaxnreg.inc.sync.aligned.u32 " #CONSUMER ";");                                                  \
-      kernel.consume(__shfl_sync(~0u, threadIdx.x / 128, 0));                                                          \
-    }                                                                                                                  \
+#define MOBA_ROUTE(NAME, ...)                                                                \
+  extern "C" __global__ void __launch_bounds__(Route<__VA_ARGS__>::THREADS, 1)              \
+      NAME(const __grid_constant__ RouteArguments arguments) {                              \
+    using Kernel = Route<__VA_ARGS__>;                                                      \
+    constexpr int CONSUMERS = 128 * Kernel::WARPGROUPS;                                     \
+    __shared__ Kernel::Shared shared;                                                       \
+    const Kernel kernel(arguments, shared);                                                 \
+    if (threadIdx.x == 0) kernel.init();                                                    \
+    __syncthreads();                                                                        \
+    if (threadIdx.x >= CONSUMERS) {                                                         \
+      asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");                                  \
+      if (threadIdx.x == CONSUMERS) kernel.produce_centroids();                             \
+      if (threadIdx.x == CONSUMERS + 32) kernel.produce_queries();                          \
+    } else {                                                                                \
+      asm volatile("setmaxnreg.inc.sync.aligned.u32 88;");                                  \
+      kernel.consume(__shfl_sync(~0u, threadIdx.x / 128, 0));                               \
+    }                                                                                       \
   }
 #define MOBA_ROUTE_BOTH(NAME, ...)                        \
   MOBA_ROUTE(sm90_route_bf16_##NAME, bf16, __VA_ARGS__) \
   MOBA_ROUTE(sm90_route_f16_##NAME, f16, __VA_ARGS__)
 
 // Lists of 8 or 16: one more than the blocks to choose by score, at least.
-MOBA_ROUTE_BOTH(d128_l8, 128, 8, 4, 112, 32)
-MOBA_ROUTE_BOTH(d128_l16, 128, 16, 3, 160, 32)
-MOBA_ROUTE_BOTH(d64_l8, 64, 8, 4, 112, 32)
-MOBA_ROUTE_BOTH(d64_l16, 64, 16, 3, 160, 32)
+MOBA_ROUTE_BOTH(d128_l8, 128, 8)
+MOBA_ROUTE_BOTH(d128_l16, 128, 16)
+MOBA_ROUTE_BOTH(d64_l8, 64, 8)
+MOBA_ROUTE_BOTH(d64_l16, 64, 16)

@@ -7,8 +7,8 @@ const LONGEST_CHOICE = 15;
 /** Scores give up one bit for each doubling of the blocks; beyond these too little of them is left. */
 const MOST_BLOCKS = 16384;
 
-/** As in sm90_route.cu. */
-const [CENTROID_TILE, CENTROID_STAGES] = [128, 3];
+/** As in sm90_route.cu: warpgroups of consumers, centroids of a tile, tiles of them, bytes where a warp's scores wait. */
+const [WARPGROUPS, CENTROID_TILE, CENTROID_STAGES, WAITING_BYTES] = [5, 64, 4, 2 * 16 * 128];
 
 /** Whether {@link sm90Route} can route so. */
 export function sm90Routes(device: Device, problem: CentroidRouting, mostBlocks: number): boolean {
@@ -29,9 +29,7 @@ export function sm90Routes(device: Device, problem: CentroidRouting, mostBlocks:
 export function sm90Route(device: Device, problem: CentroidRouting, rounded: number, indices: number): void {
   const { dtype, q, centroids, heads, kvHeads, headDim, blockSize, causal, slots, cuCentroids } = problem;
   if (dtype === "f32") return; // see sm90Routes
-  // Shorter lists leave registers for one warpgroup more.
-  const [list, warpgroups] = slots - Number(causal) < 8 ? [8, 4] : [16, 3];
-  const ranges = queryRanges(device, problem, { blockSize, causal, cuCentroids, most: 64 * warpgroups });
+  const ranges = queryRanges(device, problem, { blockSize, causal, cuCentroids, most: 64 * WARPGROUPS });
   const tokens = problem.cuSeqlens[problem.cuSeqlens.length - 1];
   const blocks = cuCentroids[cuCentroids.length - 1];
   let mask = 1;
@@ -43,6 +41,7 @@ export function sm90Route(device: Device, problem: CentroidRouting, rounded: num
       device.tensorMap(rounded, dtype, [headDim, kvHeads * blocks], [2 * headDim], [64, CENTROID_TILE], 128),
       64,
     )
+    .pointer(q)
     .pointer(centroids)
     .pointer(ranges.table)
     .pointer(indices)
@@ -56,7 +55,9 @@ export function sm90Route(device: Device, problem: CentroidRouting, rounded: num
     .int(mask - 1)
     .bytes(new Uint8Array(0), 64);
   const rowBytes = 2 * headDim;
-  const shared = (2 * warpgroups * 64 + CENTROID_STAGES * CENTROID_TILE) * rowBytes + 1024;
+  const shared =
+    (WARPGROUPS * 64 + CENTROID_STAGES * CENTROID_TILE) * rowBytes + 4 * WARPGROUPS * WAITING_BYTES + 1024;
+  const list = slots - Number(causal) < 8 ? 8 : 16;
   const kernel = device.kernel("sm90_route", `sm90_route_${dtype}_d${headDim}_l${list}`);
-  device.launch(kernel, [device.multiprocessors, 1, 1], 128 * warpgroups + 128, shared, args);
+  device.launch(kernel, [device.multiprocessors, 1, 1], 128 * WARPGROUPS + 128, shared, args);
 }
