@@ -55,7 +55,15 @@ for (const { tokens, heads, kvHeads, headDim, blockSize, topK, dtype } of proble
   await finite(cuda.keyConvBackward(v, k, weights, packed));
 
   const pageSize = 2 * blockSize;
-  const cache = cuda.pagedCache({ sequences: 2, pages: 40, pageSize, blockSize, kvHeads, headDim, dtype });
+  const cache = cuda.pagedCache({
+    sequences: 2,
+    pages: Math.ceil(tokens / pageSize) + 4,
+    pageSize,
+    blockSize,
+    kvHeads,
+    headDim,
+    dtype,
+  });
   cache.append(k, v, packed);
   const one = (count) => tensor([2, count, headDim], dtype);
   await finite(cache.decode(one(heads), one(kvHeads), one(kvHeads), { topK }));
