@@ -56,14 +56,14 @@ const LARGE_CASES: readonly AttentionCase[] = [
     topK: 6,
     causal: false,
   },
-  { name: "many blocks", lengths: [1300], heads: 2, kvHeads: 1, headDim: 64, blockSize: 4, topK: 8 },
+  { name: "many blocks", lengths: [640], heads: 2, kvHeads: 1, headDim: 64, blockSize: 2, topK: 8 },
   {
     name: "many blocks, k = 16",
-    lengths: [100, 900],
+    lengths: [60, 500],
     heads: 1,
     kvHeads: 1,
     headDim: 128,
-    blockSize: 4,
+    blockSize: 2,
     topK: 16,
   },
 ];
@@ -74,7 +74,7 @@ interface IntegerCase extends AttentionCase {
   readonly keys: readonly [low: number, high: number];
 }
 
-/** Small integers in blocks of 4: every score is exact in every dtype, and many are equal. */
+/** Small integers in blocks of 2 or 4: every score is exact in every dtype, and many are equal. */
 const INTEGER_CASES: readonly IntegerCase[] = [
   {
     name: "ties",
@@ -101,22 +101,22 @@ const INTEGER_CASES: readonly IntegerCase[] = [
   },
   {
     name: "ties among many blocks",
-    lengths: [1200],
+    lengths: [560],
     heads: 2,
     kvHeads: 1,
     headDim: 64,
-    blockSize: 4,
+    blockSize: 2,
     topK: 8,
     queries: [-1, 1],
     keys: [-1, 1],
   },
   {
     name: "ties among many blocks, not causal",
-    lengths: [100, 720],
+    lengths: [50, 400],
     heads: 2,
     kvHeads: 2,
     headDim: 128,
-    blockSize: 4,
+    blockSize: 2,
     topK: 15,
     causal: false,
     queries: [-1, 1],
@@ -124,11 +124,11 @@ const INTEGER_CASES: readonly IntegerCase[] = [
   },
   {
     name: "negative scores",
-    lengths: [900],
+    lengths: [440],
     heads: 2,
     kvHeads: 2,
     headDim: 64,
-    blockSize: 4,
+    blockSize: 2,
     topK: 12,
     queries: [-2, -1],
     keys: [1, 2],
