@@ -7,21 +7,14 @@ export type BackendName = "cuda" | "webgpu" | "cpu";
 /** A backend that may open here. */
 interface Candidate {
   readonly name: BackendName;
-  /**
-   * @param named whether it was asked for by name
-   * @throws DeviceError saying what is missing.
-   */
-  open(named: boolean): Promise<Backend>;
+  /** @throws DeviceError saying what is missing. */
+  open(): Promise<Backend>;
 }
 
 /** Every backend, the fastest first. */
 const CANDIDATES: readonly Candidate[] = [
   { name: "cuda", open: async () => (await import("@moba-js/cuda")).openCuda() },
-  {
-    name: "webgpu",
-    // WebGPU in software is slower than the CPU backend.
-    open: async (named) => (await import("@moba-js/webgpu")).openWebGpu({ fallbackAdapter: named }),
-  },
+  { name: "webgpu", open: async () => (await import("@moba-js/webgpu")).openWebGpu() },
   { name: "cpu", open: async () => new ReferenceBackend() },
 ];
 
@@ -33,8 +26,7 @@ export type BackendProbe =
 const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
 
 /**
- * Opens a backend: the named one, or the fastest that opens here; WebGPU on an adapter that computes in software has to be named, since
- * the CPU backend is faster. Dispose it (or declare it with `using`) when done.
+ * Opens a backend: the named one, or the fastest that opens here. Dispose it (or declare it with `using`) when done.
  *
  * @throws ArgumentError for a name that is no backend's; DeviceError with the reasons when none opens.
  */
@@ -47,7 +39,7 @@ export async function openBackend(name?: BackendName): Promise<Backend> {
   const reasons: string[] = [];
   for (const candidate of candidates) {
     try {
-      return await candidate.open(name !== undefined);
+      return await candidate.open();
     } catch (error) {
       reasons.push(`${candidate.name}: ${messageOf(error)}`);
     }
@@ -60,7 +52,7 @@ export async function probeBackends(): Promise<BackendProbe[]> {
   const probes: BackendProbe[] = [];
   for (const { name, open } of CANDIDATES) {
     try {
-      const backend = await open(true);
+      const backend = await open();
       probes.push({ name, available: true, device: backend.device });
       backend.dispose();
     } catch (error) {

@@ -72,7 +72,8 @@ export interface OpenWebGpuOptions extends WebGpuOptions, DeviceOptions {}
 /**
  * Opens a WebGPU device and a backend on it: in browsers and Deno on their own WebGPU, in Node on the package `webgpu` (Dawn), which
  * has to be installed beside this one. The device closes with the backend.
- * @throws DeviceError when there is no WebGPU, no device, or none such as was asked for; ArgumentError for options out of range.
+ * @throws DeviceError when there is no WebGPU, no device, or none of the tier that was asked for; ArgumentError for options out of
+ *   range.
  */
 export async function openWebGpu(options: OpenWebGpuOptions = {}): Promise<WebGpuBackend> {
   const device = await openDevice(options);

@@ -33,8 +33,6 @@ export interface DeviceOptions {
   tier?: Tier;
   /** Default: `"high-performance"`. */
   powerPreference?: GPUPowerPreference;
-  /** Whether an adapter will do that computes in software (`isFallbackAdapter`), several times slower than the CPU backend. Default: true. */
-  fallbackAdapter?: boolean;
   /** In Node: options for Dawn's `create`, such as `"enable-dawn-features=allow_unsafe_apis"`. Default: what the tier needs. */
   dawnOptions?: readonly string[];
 }
@@ -156,8 +154,8 @@ export function checkTier(tier: Tier | undefined): void {
 
 /**
  * Opens a WebGPU device with the features of a tier and the adapter's own limits.
- * @throws DeviceError when there is no WebGPU, no adapter, when the adapter computes in software and must not, does not reach the tier
- *   that was asked for or gives no device; ArgumentError for an unknown tier.
+ * @throws DeviceError when there is no WebGPU, no adapter, when the adapter does not reach the tier that was asked for or gives no
+ *   device; ArgumentError for an unknown tier.
  */
 export async function openDevice(options: DeviceOptions = {}): Promise<GPUDevice> {
   checkTier(options.tier);
@@ -165,9 +163,6 @@ export async function openDevice(options: DeviceOptions = {}): Promise<GPUDevice
   const { powerPreference = "high-performance" } = options;
   const adapter = await gpu.requestAdapter({ powerPreference }).catch(() => null);
   if (!adapter) throw new DeviceError("webgpu", "WebGPU finds no adapter here");
-  if (options.fallbackAdapter === false && adapter.info?.isFallbackAdapter) {
-    throw new DeviceError("webgpu", `the adapter here computes in software (${adapter.info.description})`);
-  }
   const matrices = hasMatrices(adapter.info);
   const tier = chooseTier(adapter.features, matrices, options.tier);
   const wanted = TIERS.slice(0, TIERS.indexOf(tier) + 1).flatMap((each) => FEATURES[each] ?? []);

@@ -59,7 +59,7 @@ const driverFolder = [dirname(browser), "/usr/lib/chromium", "/opt/google/chrome
 );
 
 /** Where Node's WebGPU finds a device: the one that the environment names, or SwiftShader. */
-export const driver = process.env.VK_DRIVER_FILES
+const driver = process.env.VK_DRIVER_FILES
   ? {}
   : driverFolder && {
       VK_DRIVER_FILES: `${driverFolder}/vk_swiftshader_icd.json`,

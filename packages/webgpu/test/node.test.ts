@@ -40,12 +40,6 @@ describe.skipIf(nodeLacks)("in Node", { timeout: 600_000 }, async () => {
       expect(refusal).toMatch(/^DeviceError: webgpu: the tier \S+ is not reached/);
   });
 
-  it("opens no adapter that computes in software where none is wanted", async () => {
-    const { software, refusal } = await run("softwareAdapter", undefined);
-    if (software) expect(refusal).toMatch(/^DeviceError: webgpu: the adapter here computes in software \(\S/);
-    else expect(refusal).toBeUndefined();
-  });
-
   it.each([
     ["shader-f16", ["attend-subgroup", "attention-backward-subgroup"]],
     ["subgroup-matrix", ["route-matrix", "attend-matrix", "merge-slots"]],

@@ -125,14 +125,6 @@ export async function tierChoice(): Promise<{ tiers: Record<string, Tier>; refus
   return { tiers, refusals };
 }
 
-/** What is said where no adapter is wanted that computes in software; whether the one here does. */
-export async function softwareAdapter(): Promise<{ software: boolean; refusal: string | undefined }> {
-  const device = await defaultDevice();
-  const backend = openWebGpu({ fallbackAdapter: false });
-  const refusal = await backend.then((it) => it.dispose(), String);
-  return { software: device.adapterInfo.isFallbackAdapter, refusal: refusal ?? undefined };
-}
-
 /**
  * Compiles what f16 attention needs in the highest tiers on a device that computes nothing. Says which kernels were compiled, and what the
  * compiler complained of.
