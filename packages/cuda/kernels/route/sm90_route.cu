@@ -3,8 +3,8 @@
 //
 // Persistent. Two producer warps bring queries and tiles of centroids by the copy engine; each consumer warpgroup takes 64
 // queries of an item and walks over the item's centroids. The first scores are sorted in by networks; of later ones few can
-// still be among the best, and those wait in shared memory until there are eight to sort. What limits is the issue of
-// instructions, so tiles are small: registers for many warps, and code that stays in the cache.
+// still be among the best, and those wait in shared memory until there are eight to sort. Tiles are small, so that there are
+// registers for many warps and the code stays in the cache.
 // Centroids are rounded to the dtype of q and scores truncated to carry their block, so the last chosen block and the
 // first one left out are scored again in float32 when they come close.
 #include "common/divide.cuh"
@@ -268,7 +268,8 @@ struct Route {
         if (waits() > j * PLACE) x[j] = __int_as_float(ptx::load_shared_4(end - (j + 1) * PLACE));
         sum += x[j];
       }
-      if (__any_sync(~0u, isnan(sum))) {  // keys of Infinity; they become those of the greatest finite scores
+      // Keys of Infinity become those of the greatest finite scores; a block takes 14 bits at most.
+      if (__any_sync(~0u, isnan(sum))) {
 #pragma unroll
         for (int j = 0; j < 8; j++) {
           const int bits = __float_as_int(x[j]);
@@ -322,6 +323,7 @@ struct Route {
       if (i == wanted) last = best[i - 1], spare = best[i];
     }
     const int lane = threadIdx.x % 32, block0 = column_of(last, a.mask), block1 = column_of(spare, a.mask);
+    // Lanes 0 and 1 of a quad speak for its rows.
     const bool close = spare > -INFINITY && last - spare <= fmaxf(fabsf(best[0]), fabsf(spare)) * (1.f / 512);
     bool change = false;
     for (unsigned left = __ballot_sync(~0u, close && (lane & 2) == 0); left != 0; left &= left - 1) {
@@ -373,6 +375,7 @@ struct Route {
       NAME(const __grid_constant__ RouteArguments arguments) {                              \
     using Kernel = Route<__VA_ARGS__>;                                                      \
     constexpr int CONSUMERS = 128 * Kernel::WARPGROUPS;                                     \
+    static_assert(Kernel::SHARED + sizeof(Kernel::Shared) <= 227 * 1024);                   \
     __shared__ Kernel::Shared shared;                                                       \
     const Kernel kernel(arguments, shared);                                                 \
     if (threadIdx.x == 0) kernel.init();                                                    \
