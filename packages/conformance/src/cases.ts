@@ -129,6 +129,16 @@ export const ATTENTION_CASES: readonly AttentionCase[] = [
     topK: 4,
   },
   {
+    name: "one new token of many sequences",
+    lengths: new Array<number>(30).fill(1),
+    keyLengths: Array.from({ length: 30 }, (_, i) => 3 * i + 1),
+    heads: 32,
+    kvHeads: 8,
+    headDim: 16,
+    blockSize: 4,
+    topK: 8,
+  },
+  {
     name: "own scale",
     lengths: [40],
     heads: 2,

@@ -71,9 +71,9 @@ function joined(a, b) {
 }
 
 /** Decodes sequences step by step, captured and not, and compares with attention over all of their keys. */
-async function decodePaged({ heads, kvHeads, headDim, topK, longestPrompt, steps }) {
+async function decodePaged({ sequences, heads, kvHeads, headDim, topK, longestPrompt, steps }) {
   const cuda = await open();
-  const [sequences, blockSize, pageSize] = [3, 16, 32];
+  const [blockSize, pageSize] = [16, 32];
   const pages = sequences * Math.ceil((longestPrompt + steps) / pageSize);
   const randoms = (tokens, rows) =>
     Float32Array.from({ length: tokens * rows * headDim }, () => randomInt(-1000, 1001) / 500);
@@ -183,9 +183,13 @@ const checks = {
   },
 
   async "a paged cache decodes as attention over all keys does"() {
-    await decodePaged({ heads: 4, kvHeads: 2, headDim: 64, topK: 4, longestPrompt: 100, steps: 40 });
-    await decodePaged({ heads: 8, kvHeads: 2, headDim: 128, topK: 12, longestPrompt: 4000, steps: 6 });
-    await decodePaged({ heads: 2, kvHeads: 2, headDim: 64, topK: 70, longestPrompt: 4000, steps: 6 });
+    const few = { sequences: 3, kvHeads: 2 };
+    await decodePaged({ ...few, heads: 4, headDim: 64, topK: 4, longestPrompt: 100, steps: 40 });
+    await decodePaged({ ...few, heads: 8, headDim: 128, topK: 12, longestPrompt: 4000, steps: 6 });
+    await decodePaged({ ...few, heads: 2, headDim: 64, topK: 70, longestPrompt: 4000, steps: 6 });
+    const many = { sequences: 50, kvHeads: 8, heads: 32 };
+    await decodePaged({ ...many, headDim: 128, topK: 8, longestPrompt: 300, steps: 3 });
+    await decodePaged({ ...many, headDim: 64, topK: 5, longestPrompt: 300, steps: 3 });
   },
 
   async "scores far apart are attended as by the plain kernels"() {

@@ -42,7 +42,7 @@ export interface SlotKernel {
 /** Bytes of a wave's ticket, and of the count of suspects. */
 const COUNTER_BYTES = 4;
 /** Share of the temporary memory that is for lists; the rest is for partial outputs. */
-const LISTS = 0.2;
+const LISTS = 0.25;
 
 /** How an attention is cut up so that its temporary memory stays in bounds. */
 interface Plan {

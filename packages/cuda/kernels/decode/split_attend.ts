@@ -11,8 +11,10 @@ const KEYS_AT_ONCE = 64;
 const CTAS_AT_ONCE = 3;
 /** Pieces of long spans, several times as many: then they occupy the device evenly. */
 const CTAS_PER_MULTIPROCESSOR = 16;
-/** As in split_attend.cu: of a CTA, and columns of a row that the kernel for narrow ones takes. */
-const [THREADS, NARROW] = [128, 64];
+/** Where there are more than twice as many pieces a multiprocessor, a piece is several slots: beginning and ending one takes time. */
+const MANY_PIECES = 24;
+/** As in split_attend.cu: of a CTA, slots of a piece at most, and columns of a row that the kernel for narrow ones takes. */
+const [THREADS, MOST_SLOTS, NARROW] = [128, 32, 64];
 
 /** The keys that a query sees. */
 export type Sight =
@@ -33,6 +35,8 @@ export interface SplitInputs {
 /** How rows are cut. */
 interface Pieces {
   readonly count: number;
+  /** Of routed blocks: slots of a piece, all of their keys if there is more than one. */
+  readonly slots: number;
   readonly keys: number;
 }
 
@@ -41,13 +45,18 @@ function piecesOf(device: Device, rows: number, mostKeys: number, sight: Sight):
   const routed = "indices" in sight;
   const spans = routed ? sight.slots : 1;
   const spanKeys = Math.min(routed ? sight.blockSize : sight.window, mostKeys);
+  const together = Math.min(MOST_SLOTS, Math.floor((rows * spans) / (MANY_PIECES * device.multiprocessors)));
+  if (routed && together > 1) {
+    const count = ceilDiv(spans, together);
+    return { count, slots: ceilDiv(spans, count), keys: spanKeys };
+  }
   // A block is so short that a second wave of CTAs, if one is enough, would take as long again.
   const oneWave = Math.floor((CTAS_AT_ONCE * device.multiprocessors) / (rows * spans));
   const manyWaves = ceilDiv(CTAS_PER_MULTIPROCESSOR * device.multiprocessors, rows * spans);
   const wanted = routed && oneWave > 0 ? oneWave : manyWaves;
   const keys = KEYS_AT_ONCE * Math.max(1, ceilDiv(spanKeys, KEYS_AT_ONCE * wanted));
   const parts = Math.max(1, ceilDiv(spanKeys, keys));
-  return { count: spans * parts, keys };
+  return { count: spans * parts, slots: 1, keys };
 }
 
 const longestOf = (cuSeqlens: CuSeqlens): number =>
@@ -126,6 +135,7 @@ export function splitAttend(
     .float(scale)
     .int(ranges.longest)
     .int(pieces.count)
+    .int(pieces.slots)
     .int(pieces.keys);
   const grid = [
     ranges.count * ranges.longest * pieces.count * (heads / kvHeads),
