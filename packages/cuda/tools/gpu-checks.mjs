@@ -190,6 +190,9 @@ const checks = {
     const many = { sequences: 50, kvHeads: 8, heads: 32 };
     await decodePaged({ ...many, headDim: 128, topK: 8, longestPrompt: 300, steps: 3 });
     await decodePaged({ ...many, headDim: 64, topK: 5, longestPrompt: 300, steps: 3 });
+    const long = { sequences: 70, kvHeads: 8, headDim: 16, topK: 8, longestPrompt: 4000 };
+    await decodePaged({ ...long, heads: 8, steps: 2 });
+    await decodePaged({ ...long, heads: 32, steps: 1 });
   },
 
   async "scores far apart are attended as by the plain kernels"() {

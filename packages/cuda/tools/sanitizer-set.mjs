@@ -69,6 +69,17 @@ for (const { tokens, heads, kvHeads, headDim, blockSize, topK, dtype } of proble
   await finite(cache.decode(one(heads), one(kvHeads), one(kvHeads), { topK }));
 }
 
+// So many sequences that a CTA takes several blocks.
+{
+  const [sequences, tokens, blockSize, heads, kvHeads, headDim] = [60, 41, 4, 32, 8, 64];
+  const pages = sequences * Math.ceil((tokens + 1) / blockSize);
+  const cache = cuda.pagedCache({ sequences, pages, blockSize, kvHeads, headDim, dtype: "bf16" });
+  const rows = (count, width) => tensor([sequences * count, width, headDim], "bf16");
+  const cuSeqlens = Array.from({ length: sequences + 1 }, (_, s) => s * tokens);
+  cache.append(rows(tokens, kvHeads), rows(tokens, kvHeads), { cuSeqlens });
+  await finite(cache.decode(rows(1, heads), rows(1, kvHeads), rows(1, kvHeads), { topK: 8 }));
+}
+
 const model = Transformer.initialize(cuda, PRESETS.tiny, { seed, compute: "bf16" });
 const trainer = new Trainer(model, {
   steps: 4,

@@ -6,17 +6,18 @@
 template <typename T, int Q>
 __device__ __forceinline__ void block_scores(const T* q, const float* centroids, Pages pages, const Range* ranges,
                                              float* scores, int heads, int kv_heads, int head_dim, int block_size,
-                                             int causal, int spans, int first_token, int stride) {
+                                             int causal, int spans, int span_blocks, int first_token, int stride) {
   __shared__ float of_span[Q][SPAN];
   __shared__ SpanTask task;
-  if (threadIdx.x == 0) task = SpanTask::of<Q>(ranges, heads, kv_heads, block_size, causal, spans);
+  if (threadIdx.x == 0) task = SpanTask::of<Q>(ranges, heads, kv_heads, block_size, causal, spans, span_blocks);
   __syncthreads();
   if (task.count <= 0 || task.begin >= task.end) return;
   span_scores(of_span, task, q, centroids, pages, head_dim);
-  for (int i = threadIdx.x; i < task.count * SPAN; i += THREADS) {
-    const int block = task.begin + i % SPAN;
-    const long long row = task.row(i / SPAN) - static_cast<long long>(first_token) * heads;
-    if (block < task.end) scores[row * stride + block] = of_span[i / SPAN][i % SPAN];
+  for (int i = 0; i < task.count; i++) {
+    float* of_row = scores + (task.row(i) - static_cast<long long>(first_token) * heads) * stride;
+    for (int block = task.begin + threadIdx.x; block < task.end; block += THREADS) {
+      of_row[block] = of_span[i][block - task.begin];
+    }
   }
 }
 
@@ -24,9 +25,9 @@ __device__ __forceinline__ void block_scores(const T* q, const float* centroids,
   extern "C" __global__ void __launch_bounds__(THREADS, CTAS<Q>)                                                     \
       NAME(const T* q, const float* centroids, const int* page_table, int blocks_per_page, const Range* ranges,      \
            float* scores, int heads, int kv_heads, int head_dim, int block_size, int causal, int spans,              \
-           int first_token, int stride) {                                                                            \
+           int span_blocks, int first_token, int stride) {                                                           \
     block_scores<T, Q>(q, centroids, Pages{page_table, blocks_per_page}, ranges, scores, heads, kv_heads, head_dim,  \
-                       block_size, causal, spans, first_token, stride);                                              \
+                       block_size, causal, spans, span_blocks, first_token, stride);                                 \
   }
 
 BLOCK_SCORES(block_scores_f32_1, f32, 1)

@@ -4,10 +4,12 @@ import { type CentroidRouting, LONGEST_LIST, rangeOptions, routedRanges } from "
 import { queryRanges, type Ranges } from "./ranges.js";
 
 /** As in span_scores.cuh and select_long.cu. */
-const [SPAN, SCORE_THREADS, LONG_THREADS] = [128, 256, 256];
+const [AT_ONCE, SPAN, SCORE_THREADS, LONG_THREADS] = [128, 512, 256, 256];
+/** Spans are longer where so many CTAs a multiprocessor remain, since beginning and ending one takes time. */
+const CTAS_PER_MULTIPROCESSOR = 4;
 
 /** Shared memory of span_scores.cuh and its users beside the queries. */
-const STATIC_SHARED = 6 * 1024;
+const STATIC_SHARED = 22 * 1024;
 
 /** Where centroids lie: address of the page table, and centroids a page; 0 and 1 where they lie in a row. */
 export interface CentroidPages {
@@ -44,13 +46,27 @@ export function scoreRoute(device: Device, problem: CentroidRouting, indices: nu
 /** Whether lists are too long for select_short.cu. */
 const isLong = ({ slots, causal }: RangeRouting): boolean => slots - Number(causal) > LONGEST_LIST;
 
-const spansOf = (mostBlocks: number): number => Math.max(1, ceilDiv(mostBlocks, SPAN));
+const spansOf = (mostBlocks: number, spanBlocks: number): number =>
+  Math.max(1, ceilDiv(mostBlocks, spanBlocks));
 
-/** Memory for lists of candidates, or for all scores. */
-function temporaryBytes(problem: RangeRouting, tokens: number, mostBlocks: number): number {
+/** Memory for lists of candidates, or for all scores: at most, where spans are short. */
+function temporaryBytes(problem: RangeRouting, tokens: number, mostBlocks: number, spanBlocks = AT_ONCE) {
   const { heads, slots, causal } = problem;
-  const rowBytes = isLong(problem) ? 4 * mostBlocks : 8 * spansOf(mostBlocks) * (slots - Number(causal));
-  return tokens * heads * rowBytes;
+  const listed = spansOf(mostBlocks, spanBlocks) * (slots - Number(causal));
+  return tokens * heads * (isLong(problem) ? 4 * mostBlocks : 8 * listed);
+}
+
+/** Blocks of a span. */
+function spanLength(
+  device: Device,
+  { kvHeads }: RangeRouting,
+  { count, mostBlocks }: Ranges,
+  groups: number,
+) {
+  const ctas = (length: number) => count * kvHeads * groups * spansOf(mostBlocks, length);
+  let length = AT_ONCE;
+  while (length < SPAN && ctas(2 * length) >= CTAS_PER_MULTIPROCESSOR * device.multiprocessors) length *= 2;
+  return length;
 }
 
 /** How query rows that share a key head are taken together: as many as their float32 copies fit into shared memory. */
@@ -77,8 +93,9 @@ export function routeRanges(
   const { dtype, q, centroids, heads, kvHeads, headDim, blockSize, causal, slots } = problem;
   const { mostBlocks, tokens, firstToken, longest } = ranges;
   const { together, groups } = groupsOf(device, problem, ranges);
-  const spans = spansOf(mostBlocks);
-  using temporary = device.scratch(temporaryBytes(problem, tokens, mostBlocks));
+  const spanBlocks = spanLength(device, problem, ranges, groups);
+  const spans = spansOf(mostBlocks, spanBlocks);
+  using temporary = device.scratch(temporaryBytes(problem, tokens, mostBlocks, spanBlocks));
   const args = new Arguments()
     .pointer(q)
     .pointer(centroids)
@@ -87,7 +104,8 @@ export function routeRanges(
     .pointer(ranges.table)
     .pointer(temporary.pointer);
   if (!isLong(problem)) args.pointer(counters).pointer(indices);
-  args.int(heads).int(kvHeads).int(headDim).int(blockSize).int(Number(causal)).int(spans).int(firstToken);
+  args.int(heads).int(kvHeads).int(headDim).int(blockSize).int(Number(causal)).int(spans);
+  args.int(spanBlocks).int(firstToken);
   const grid = [ranges.count * spans * kvHeads, groups, 1] as const;
   const queryBytes = 4 * together * headDim;
   if (!isLong(problem)) {

@@ -105,14 +105,14 @@ template <typename T, int Q>
 __device__ __forceinline__ void select_short(const T* q, const float* centroids, Pages pages, const Range* ranges,
                                              Candidate* lists, unsigned* arrived, int* indices, int heads,
                                              int kv_heads, int head_dim, int block_size, int causal, int spans,
-                                             int first_token, int slots) {
+                                             int span_blocks, int first_token, int slots) {
   static_assert(Q <= WARPS, "a warp lists the best of a row");
   __shared__ float scores[Q][SPAN];
   __shared__ SpanTask task;
-  if (threadIdx.x == 0) task = SpanTask::of<Q>(ranges, heads, kv_heads, block_size, causal, spans);
+  if (threadIdx.x == 0) task = SpanTask::of<Q>(ranges, heads, kv_heads, block_size, causal, spans, span_blocks);
   __syncthreads();
   if (task.count <= 0) return;
-  const int used_spans = max(1, ceil_div(task.choices(task.count - 1), SPAN));
+  const int used_spans = max(1, ceil_div(task.choices(task.count - 1), span_blocks));
   if (task.span >= used_spans) return;
   const int wanted = slots - causal;
   const auto lists_of = [&](int i) {
@@ -126,10 +126,13 @@ __device__ __forceinline__ void select_short(const T* q, const float* centroids,
       const int block = task.begin + entry;
       return block < choices ? Candidate{rank_of(scores[i][entry]), block} : Candidate{NO_RANK, -1};
     };
-    BestBlocks<SPAN / WARP> best;
-    best.take(scored, 0, SPAN, wanted);
     Candidate* list = lists_of(i) + task.span * wanted;
-    best.give([&](int entry, Candidate candidate) { list[entry] = candidate; }, wanted);
+    const auto keep = [&](auto best) {
+      best.take(scored, 0, task.end - task.begin, wanted);
+      best.give([&](int entry, Candidate candidate) { list[entry] = candidate; }, wanted);
+    };
+    if (span_blocks <= AT_ONCE) keep(BestBlocks<AT_ONCE / WARP>());
+    else keep(BestBlocks<SPAN / WARP>());
   }
   const int range = blockIdx.x / kv_heads / spans;
   if (!last_to_arrive(arrived + (range * kv_heads + task.kv_head) * gridDim.y + blockIdx.y, used_spans)) return;
@@ -166,9 +169,9 @@ __device__ __forceinline__ void select_short(const T* q, const float* centroids,
   extern "C" __global__ void __launch_bounds__(THREADS, CTAS<Q>)                                                     \
       NAME(const T* q, const float* centroids, const int* page_table, int blocks_per_page, const Range* ranges,      \
            Candidate* lists, unsigned* arrived, int* indices, int heads, int kv_heads, int head_dim, int block_size, \
-           int causal, int spans, int first_token, int slots) {                                                      \
+           int causal, int spans, int span_blocks, int first_token, int slots) {                                     \
     select_short<T, Q>(q, centroids, Pages{page_table, blocks_per_page}, ranges, lists, arrived, indices, heads,     \
-                       kv_heads, head_dim, block_size, causal, spans, first_token, slots);                           \
+                       kv_heads, head_dim, block_size, causal, spans, span_blocks, first_token, slots);              \
   }
 
 SELECT_SHORT(select_short_f32_1, f32, 1)

@@ -2,7 +2,7 @@
 // whole device (decoding), or when its list of blocks is too long for registers (k > 64).
 //
 // The queries are up to Q of those that share a key head, of all G query heads: so the centroids, which are most of the
-// traffic, are read once. 8 lanes lie along a centroid, and each thread has all its centroids on their way at once.
+// traffic, are read once. 8 lanes lie along a centroid, and each thread has several centroids on their way at once.
 #pragma once
 #include "common/elements.cuh"
 #include "common/range.cuh"
@@ -10,17 +10,18 @@
 #include "common/warp.cuh"
 
 constexpr int THREADS = 256;
-constexpr int SPAN = 128;
+constexpr int SPAN = 512;  // at most
 constexpr int LANES = 8;
 constexpr int GROUPS = THREADS / LANES;
-constexpr int BLOCKS = SPAN / GROUPS;  // of a thread
+constexpr int BLOCKS = 4;  // of a thread at once
+constexpr int AT_ONCE = BLOCKS * GROUPS;
 
 // CTAs that share a multiprocessor.
 template <int Q>
 constexpr int CTAS = Q == 8 ? 3 : 4;
 
 // What a CTA takes; it lies in shared memory, since registers are scarce. Its queries are rows of the range's
-// [token][head] for one key head.
+// [token][head] for one key head. A span is `span_blocks` long, at most SPAN.
 // Grid: (ranges · spans · Hkv, groups of Q query rows of the longest range): neighbours read neighbouring centroids.
 struct SpanTask {
   Range range;
@@ -30,7 +31,7 @@ struct SpanTask {
 
   template <int Q>
   static __device__ __forceinline__ SpanTask of(const Range* ranges, int heads, int kv_heads, int block_size,
-                                                int causal, int spans) {
+                                                int causal, int spans, int span_blocks) {
     SpanTask task;
     task.range = ranges[blockIdx.x / kv_heads / spans];
     task.heads = heads;
@@ -41,8 +42,8 @@ struct SpanTask {
     task.first = blockIdx.y * Q;
     task.count = min(Q, task.range.queries * task.group_heads - task.first);
     task.span = blockIdx.x / kv_heads % spans;
-    task.begin = task.span * SPAN;
-    task.end = min(task.begin + SPAN, task.choices(task.count - 1));
+    task.begin = task.span * span_blocks;
+    task.end = min(task.begin + span_blocks, task.choices(task.count - 1));
     return task;
   }
 
@@ -101,12 +102,13 @@ __device__ __forceinline__ void add_products(float (&sums)[Q][BLOCKS], const flo
 template <typename T, int Q>
 __device__ __forceinline__ void span_scores(float (&scores)[Q][SPAN], const SpanTask& task, const T* __restrict__ q,
                                             const float* __restrict__ centroids, Pages pages, int head_dim) {
-  static_assert(Q <= LANES && SPAN <= THREADS, "a lane writes the scores of a row, a thread finds a block");
+  static_assert(Q <= LANES, "a lane writes the scores of a row");
   __shared__ const float* of_block[SPAN];
-  if (threadIdx.x < SPAN) {
-    const int block = min(task.begin + static_cast<int>(threadIdx.x), task.end - 1);  // all lanes stay for the sums
+  const int blocks = task.end - task.begin;
+  for (int i = threadIdx.x; i < ceil_div(blocks, AT_ONCE) * AT_ONCE; i += THREADS) {
+    const int block = task.begin + min(i, blocks - 1);  // all lanes stay for the sums
     const long long row = pages.row(task.range.first_key_block, block);
-    of_block[threadIdx.x] = centroids + (row * (task.heads / task.group_heads) + task.kv_head) * head_dim;
+    of_block[i] = centroids + (row * (task.heads / task.group_heads) + task.kv_head) * head_dim;
   }
   float* queries = reinterpret_cast<float*>(sharedMemory);
   for (int at = threadIdx.x; at < Q * head_dim; at += THREADS) {
@@ -116,18 +118,20 @@ __device__ __forceinline__ void span_scores(float (&scores)[Q][SPAN], const Span
   __syncthreads();
 
   const int group = threadIdx.x / LANES, lane = threadIdx.x % LANES;
-  float sums[Q][BLOCKS] = {};
-  if (head_dim % PER_16_BYTES<float> == 0) {
-    add_products<PER_16_BYTES<float>>(sums, of_block + group, queries, head_dim);
-  } else {
-    add_products<1>(sums, of_block + group, queries, head_dim);
-  }
+  for (int first = 0; first < blocks; first += AT_ONCE) {
+    float sums[Q][BLOCKS] = {};
+    if (head_dim % PER_16_BYTES<float> == 0) {
+      add_products<PER_16_BYTES<float>>(sums, of_block + first + group, queries, head_dim);
+    } else {
+      add_products<1>(sums, of_block + first + group, queries, head_dim);
+    }
 #pragma unroll
-  for (int i = 0; i < Q; i++) {
+    for (int i = 0; i < Q; i++) {
 #pragma unroll
-    for (int j = 0; j < BLOCKS; j++) {
-      const float sum = warp_sum<LANES>(sums[i][j]);
-      if (lane == i) scores[i][group + j * GROUPS] = sum;
+      for (int j = 0; j < BLOCKS; j++) {
+        const float sum = warp_sum<LANES>(sums[i][j]);
+        if (lane == i) scores[i][first + group + j * GROUPS] = sum;
+      }
     }
   }
   __syncthreads();
