@@ -1,5 +1,7 @@
+import { availableParallelism } from "node:os";
 import { fileURLToPath } from "node:url";
 import { defineConfig, type Plugin } from "vitest/config";
+import { BaseSequencer, type TestSpecification } from "vitest/node";
 
 const source = (name: string) => fileURLToPath(new URL(`./packages/${name}/src/index.ts`, import.meta.url));
 
@@ -8,6 +10,15 @@ const wgsl: Plugin = {
   name: "wgsl",
   transform: (code, id) => (id.endsWith(".wgsl") ? `export default ${JSON.stringify(code)}` : undefined),
 };
+
+/** The file that takes longest, by far, first: at the end it would run alone. */
+class LongestFirst extends BaseSequencer {
+  override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
+    const isLongest = ({ moduleId }: TestSpecification) => moduleId.endsWith("webgpu/test/node.test.ts");
+    const sorted = await super.sort(files);
+    return [...sorted.filter(isLongest), ...sorted.filter((file) => !isLongest(file))];
+  }
+}
 
 export default defineConfig({
   plugins: [wgsl],
@@ -28,5 +39,7 @@ export default defineConfig({
     include: ["{packages,apps}/*/{src,test}/**/*.test.ts", "tools/**/*.test.ts"],
     testTimeout: 120_000,
     execArgv: ["--expose-gc"],
+    maxWorkers: Math.max(2, availableParallelism() - 1), // one that waits for a device or a browser leaves its core to another
+    sequence: { sequencer: LongestFirst },
   },
 });
