@@ -24,10 +24,6 @@ struct Pages {
     if (table == nullptr) return static_cast<long long>(begin) + p;
     return static_cast<long long>(table[begin + p / size]) * size + p % size;
   }
-  // The first row that may lie elsewhere than behind row p.
-  __device__ __forceinline__ int end_of_page(int p) const {
-    return table == nullptr ? 0x7fffffff : (p / size + 1) * size;
-  }
 };
 
 // The block of position t, −1 before the first key.
